@@ -1,0 +1,54 @@
+"""Errors a user can cause, each one clear line and exit code 2.
+
+    ConvauditError
+    ├── UsageError         the command line or an API call is malformed
+    ├── SettingsError      a settings file has an unknown key, a wrong type or an unreadable value
+    ├── TargetError        a target could not be read, imported, constructed, fed or traced
+    └── ReportError        a report could not be written
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Step = Literal["read", "import", "construct", "input", "trace", "rule"]
+
+
+class ConvauditError(Exception):
+    """Base of every error that is the user's to mend; the message is one line: what, where, what to do."""
+
+    exit_code = 2
+
+
+class UsageError(ConvauditError):
+    """The command line, or the arguments of an API call, are malformed."""
+
+
+class SettingsError(ConvauditError):
+    """A settings file holds an unknown key, a value of the wrong type, or is unreadable."""
+
+
+class ReportError(ConvauditError):
+    """A report could not be rendered or its file not written."""
+
+
+class TargetError(ConvauditError):
+    """A target could not be audited; ``step`` says how far it came.
+
+    ``kind`` is the name of the user's own exception type, ``path`` and ``line`` the user's own line.
+    """
+
+    def __init__(
+        self,
+        step: Step,
+        message: str,
+        *,
+        kind: str = "TargetError",
+        path: str | None = None,
+        line: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.step: Step = step
+        self.kind = kind
+        self.path = path
+        self.line = line

@@ -1,0 +1,194 @@
+"""The audit's result: plain, versioned data that serialises without torch.
+
+The JSON form of these records is the contract (``schema_version`` 1). ``None`` means *not known*, 0 means
+*known to be none*. Counts are per forward pass of the stated inputs; bytes are bytes, shapes include the batch.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+Severity = Literal["error", "warning", "info"]
+SEVERITIES: tuple[Severity, ...] = ("info", "warning", "error")  # least first
+SCHEMA_VERSION = 1
+RULE_SET = "2026.11"
+
+
+class Location(msgspec.Struct, frozen=True):
+    """A source line; ``path`` is relative to the repository root where it lies inside it."""
+
+    path: str
+    line: int
+
+
+class Saving(msgspec.Struct, frozen=True):
+    """Figures of the whole model, ``[before, after]`` the advised rewrite, both traced."""
+
+    parameters: tuple[int, int]
+    macs: tuple[int, int] | None
+    peak_activation_bytes: tuple[int, int] | None
+
+
+class Alternative(msgspec.Struct, frozen=True):
+    """Another way to follow the advice, with its own measured saving."""
+
+    suggestion: str
+    saving: Saving | None
+
+
+class Finding(msgspec.Struct):
+    """One thing a rule has to say about one model."""
+
+    rule: str
+    name: str
+    severity: Severity
+    message: str
+    layers: list[str]
+    location: Location | None
+    saving: Saving | None
+    alternatives: list[Alternative]
+    evidence: dict[str, Any]
+    changes_state_dict: bool | None
+    suggestion: str
+    fingerprint: str
+    suppressed: Literal["inline", "baseline", "config"] | None = None
+
+
+class LayerRow(msgspec.Struct):
+    """One call of one layer. ``call`` is null for a module that never ran; ``kind`` is a word of graph.KINDS."""
+
+    name: str
+    call: int | None
+    op: str
+    kind: str
+    input_shapes: list[list[int]] | None
+    output_shapes: list[list[int]] | None
+    parameters: int
+    macs: int | None
+    flops: int | None
+    activation_bytes: int | None
+    dtype: str | None
+    receptive_field: list[int] | Literal["unbounded"] | None
+    receptive_field_largest: list[int] | Literal["unbounded"] | None
+    location: Location | None
+
+
+class InputInfo(msgspec.Struct):
+    """One tensor of the example input and who chose it."""
+
+    shape: list[int]
+    dtype: str
+    source: Literal["option", "config", "model", "inferred"]
+
+
+class TargetFailure(msgspec.Struct):
+    """Why a target could not be audited (``error`` in the JSON)."""
+
+    step: Literal["read", "import", "construct", "input", "trace", "rule"]
+    type: str
+    message: str
+    path: str | None
+    line: int | None
+
+
+class Totals(msgspec.Struct):
+    """Sums over the layers, and the peak of live activations."""
+
+    parameters: int
+    trainable_parameters: int
+    macs: int | None
+    flops: int | None
+    activation_bytes: int | None
+    peak_activation_bytes: int | None
+    parameter_bytes: int
+    conv_parameters: int
+    fc_parameters: int
+    uncounted_ops: list[str]
+    bytes_by_dtype: dict[str, int]
+
+
+class TargetResult(msgspec.Struct):
+    """Everything said about one target."""
+
+    target: str
+    kind: Literal["model", "checkpoint"]
+    status: Literal["ok", "partial", "failed"]
+    error: TargetFailure | None
+    tracer: str | None
+    notes: list[str]
+    inputs: list[InputInfo]
+    totals: Totals | None
+    flop_convention: Literal["fvcore", "two-per-mac"]
+    rule_set: str
+    layers: list[LayerRow]
+    findings: list[Finding]
+
+
+class Summary(msgspec.Struct):
+    """Counts over all targets; findings that are suppressed count only as suppressed."""
+
+    targets: int
+    failed: int
+    error: int
+    warning: int
+    info: int
+    suppressed: int
+
+
+class AuditResult(msgspec.Struct):
+    """The result of one run over one or more targets."""
+
+    schema_version: int
+    convaudit_version: str
+    targets: list[TargetResult]
+    summary: Summary
+
+
+def summarise(targets: list[TargetResult]) -> Summary:
+    """Count the targets and their findings by severity."""
+    live = [f.severity for t in targets for f in t.findings if f.suppressed is None]
+    return Summary(
+        targets=len(targets),
+        failed=sum(t.status == "failed" for t in targets),
+        error=live.count("error"),
+        warning=live.count("warning"),
+        info=live.count("info"),
+        suppressed=sum(f.suppressed is not None for t in targets for f in t.findings),
+    )
+
+
+def failed_target(
+    target: str, failure: TargetFailure, *, flop_convention: Literal["fvcore", "two-per-mac"] = "fvcore"
+) -> TargetResult:
+    """The result of a target that could not be audited: no totals, no layers, its CNV001 and its error."""
+    location = Location(failure.path, failure.line) if failure.path and failure.line else None
+    finding = Finding(
+        rule="CNV001",
+        name="target-not-audited",
+        severity="error",
+        message=failure.message,
+        layers=[],
+        location=location,
+        saving=None,
+        alternatives=[],
+        evidence={"step": failure.step, "type": failure.type},
+        changes_state_dict=None,
+        suggestion="",
+        fingerprint=f"CNV001:{target}:*",
+    )
+    return TargetResult(
+        target=target,
+        kind="model",
+        status="failed",
+        error=failure,
+        tracer=None,
+        notes=[],
+        inputs=[],
+        totals=None,
+        flop_convention=flop_convention,
+        rule_set=RULE_SET,
+        layers=[],
+        findings=[finding],
+    )

@@ -1,0 +1,72 @@
+"""What a rule is: a class with a code, a docstring that is its documentation, and ``check``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from convaudit.result import Finding, Severity
+
+if TYPE_CHECKING:
+    from convaudit.context import Context
+
+DOC_HEADINGS = ("What it does", "Why it matters", "Example", "Use instead", "Exceptions", "References")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Base of a rule's options: subclass it as a frozen dataclass, one field an option, snake case.
+
+    Settings spell the names with dashes (``min-params``); types are checked when settings are read.
+    """
+
+
+@dataclass(frozen=True)
+class Example:
+    """A model a rule must fire on (BAD) or stay silent on (GOOD), and the shapes of its inputs."""
+
+    build: Callable[[], Any]
+    inputs: tuple[tuple[int, ...], ...]
+    note: str = ""
+
+
+class Rule:
+    """Base class of every rule.
+
+    A rule never prints, loads or traces by itself: it reads the context and yields findings made with
+    ``context.finding(...)``. Module-level imports of a rule file must not import torch.
+    """
+
+    code: ClassVar[str]
+    name: ClassVar[str]
+    severity: ClassVar[Severity] = "warning"
+    default: ClassVar[bool] = True
+    changes_state_dict: ClassVar[bool | None] = None
+    options: ClassVar[type[Options]] = Options
+
+    def check(self, context: Context) -> Iterator[Finding]:
+        """Yield this rule's findings about ``context.graph``."""
+        raise NotImplementedError
+
+    @classmethod
+    def bad(cls) -> list[Example]:
+        """Models this rule fires on (imports torch)."""
+        return []
+
+    @classmethod
+    def good(cls) -> list[Example]:
+        """Models this rule stays silent on, one for each guard (imports torch)."""
+        return []
+
+    @classmethod
+    def documentation(cls) -> str:
+        """The docstring, dedented: the rule's page."""
+        import inspect
+
+        return inspect.cleandoc(cls.__doc__ or "")
+
+    @classmethod
+    def title(cls) -> str:
+        """The docstring's first line."""
+        return cls.documentation().partition("\n")[0]
