@@ -79,6 +79,8 @@ class Call:
     macs: int | None = None
     flops: int | None = None
     activation_bytes: int | None = None
+    alias: bool = False
+    """Its output shares the storage of its first input: views, in-place ops, dropout in eval."""
     scalars: dict[str, Any] = field(default_factory=dict)
     """Plain arguments worth keeping, by name: eps, p, output_size, dim, …"""
 

@@ -1,0 +1,85 @@
+"""Where each submodule was constructed: the user's file and line, by a frame walk when it is made."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import nn
+
+from convaudit.result import Location
+
+_TORCH = os.path.dirname(torch.__file__) + os.sep
+_OWN = os.path.dirname(__file__) + os.sep
+_LIBRARY = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
+
+
+class ConstructionLines:
+    """Constructing line of every module made while :func:`construction_locations` was active."""
+
+    def __init__(self) -> None:
+        self._made: dict[int, tuple[nn.Module, str, int]] = {}
+
+    def note(self, module: nn.Module, frame: FrameType | None) -> None:
+        """Remember the innermost frame that is neither torch's nor one of the module's own constructors."""
+        library: tuple[str, int] | None = None
+        while frame is not None:
+            path = frame.f_code.co_filename
+            own_constructor = frame.f_code.co_name == "__init__" and frame.f_locals.get("self") is module
+            if not own_constructor and not path.startswith((_TORCH, _OWN, "<")):
+                if not any(part in path for part in _LIBRARY):
+                    self._made[id(module)] = (module, path, frame.f_lineno)
+                    return
+                library = library or (path, frame.f_lineno)
+            frame = frame.f_back
+        if library:
+            self._made[id(module)] = (module, *library)
+
+    def named(self, model: nn.Module) -> dict[str, Location]:
+        """Constructing line by qualified name; "" is the model's own."""
+        return {
+            name: Location(relative_path(found[1]), found[2])
+            for name, module in model.named_modules()
+            if (found := self._made.get(id(module)))
+        }
+
+
+@contextmanager
+def construction_locations() -> Iterator[ConstructionLines]:
+    """While active, note where every ``nn.Module`` is constructed."""
+    lines = ConstructionLines()
+    original = nn.Module.__init__
+
+    def init(self: nn.Module, *args: Any, **kwargs: Any) -> None:
+        lines.note(self, sys._getframe(1))
+        original(self, *args, **kwargs)
+
+    nn.Module.__init__ = init  # type: ignore[method-assign]
+    try:
+        yield lines
+    finally:
+        nn.Module.__init__ = original  # type: ignore[method-assign]
+
+
+def relative_path(path: str) -> str:
+    """``path`` relative to the repository root (or the working directory), where it lies inside it."""
+    path = os.path.abspath(path)
+    root = repository_root(os.getcwd())
+    return os.path.relpath(path, root) if path.startswith(root + os.sep) else path
+
+
+def repository_root(folder: str) -> str:
+    """The nearest folder upwards that holds ``.git``; the folder itself where there is none."""
+    at = folder
+    while True:
+        if os.path.exists(os.path.join(at, ".git")):
+            return at
+        parent = os.path.dirname(at)
+        if parent == at:
+            return folder
+        at = parent
