@@ -1,0 +1,168 @@
+"""Costs of a layer graph: rows that sum to totals, and the peak of live activations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.fx import Graph, Node
+
+from convaudit import flops, receptive_field
+from convaudit.graph import CALL, VAL, Call, LayerGraph, tensors
+from convaudit.result import LayerRow, Location, Totals
+
+_WEIGHTED = ("conv", "linear", "norm", "embedding", "recurrent", "attention", "activation", "module", "matmul")
+
+
+def cost_call(call: Call, node: Node) -> None:
+    """Fill in MACs, FLOPs and activation bytes of one call."""
+    call.macs, call.flops = flops.cost(
+        call.op, call.inputs, call.outputs, call.scalars.get("weights", []), call.scalars
+    )
+    call.activation_bytes = 0 if call.alias else sum(t.numel() * t.element_size() for t in tensors(node.meta[VAL]))
+
+
+def account(graph: LayerGraph) -> None:
+    """Cost every call of ``graph``, fill ``layers`` and ``totals``."""
+    for node, call in graph.calls:
+        cost_call(call, node)
+    fields = receptive_field.receptive_fields(graph)
+    owners = _parameter_rows(graph)
+    rows: list[LayerRow] = []
+    seen: set[str] = set()
+    for node, call in graph.calls:
+        held = sum(graph.parameters[p].numel() for p in owners.get((call.layer, call.kind in _WEIGHTED), ()) if p not in seen)
+        if call.kind in _WEIGHTED:
+            seen.update(owners.get((call.layer, True), ()))
+        else:
+            held = 0
+        functional = node.op != "call_module"
+        if functional and not held and not call.parameters and not call.macs and not call.flops and not call.activation_bytes and call.macs is not None:
+            continue
+        field = fields.get(node)
+        rows.append(
+            LayerRow(
+                name=call.layer, call=call.index, op=call.label, kind=call.kind,
+                input_shapes=[list(s) for s in call.inputs], output_shapes=[list(s) for s in call.outputs],
+                parameters=held, macs=call.macs, flops=call.flops, activation_bytes=call.activation_bytes,
+                dtype=call.dtype, receptive_field=field.smallest if field else None,
+                receptive_field_largest=field.largest if field else None,
+                location=call.location or location_of(graph, call.layer),
+            )
+        )  # fmt: skip
+    rows += _left_over(graph, seen)
+    graph.layers = rows
+    graph.totals = totals(graph)
+
+
+def _parameter_rows(graph: LayerGraph) -> dict[tuple[str, bool], list[str]]:
+    """Parameters by the weighted layer that reads them first."""
+    owners: dict[tuple[str, bool], list[str]] = {}
+    given: set[str] = set()
+    for _, call in graph.calls:
+        if call.kind in _WEIGHTED:
+            for name in call.parameters:
+                if name not in given and name in graph.parameters:
+                    given.add(name)
+                    owners.setdefault((call.layer, True), []).append(name)
+    return owners
+
+
+def _left_over(graph: LayerGraph, seen: set[str]) -> list[LayerRow]:
+    """Rows of bare parameters (kind "parameter") and of modules that never ran (``call`` null)."""
+    used = {p for _, call in graph.calls for p in call.parameters}
+    used |= {str(n.target) for n in graph.graph.nodes if n.op == "get_attr"}
+    groups: dict[tuple[str, bool], int] = {}
+    for name, parameter in graph.parameters.items():
+        if name not in seen:
+            key = (name.rpartition(".")[0], name in used)
+            groups[key] = groups.get(key, 0) + parameter.numel()
+    modules = dict(graph.model.named_modules())
+    rows = []
+    for (owner, ran), count in groups.items():
+        op = "Parameter" if ran else type(modules.get(owner, graph.model)).__name__
+        rows.append(
+            LayerRow(
+                name=owner, call=0 if ran else None, op=op, kind="parameter" if ran else "module", input_shapes=None,
+                output_shapes=None, parameters=count, macs=0, flops=0, activation_bytes=0, dtype=None,
+                receptive_field=None, receptive_field_largest=None, location=location_of(graph, owner),
+            )
+        )  # fmt: skip
+    return rows
+
+
+def location_of(graph: LayerGraph, layer: str) -> Location | None:
+    """The layer's constructing line, else that of the nearest module around it."""
+    while layer and layer not in graph.locations:
+        layer = layer.rpartition(".")[0]
+    return graph.locations.get(layer)
+
+
+def totals(graph: LayerGraph) -> Totals:
+    """Sum the layers. Uncounted ops are listed once each, and not part of the sums."""
+    parameters = list(graph.parameters.values())
+    by_dtype: dict[str, int] = {}
+    for parameter in parameters:
+        name = str(parameter.dtype).removeprefix("torch.")
+        by_dtype[name] = by_dtype.get(name, 0) + parameter.numel() * parameter.element_size()
+    rows = graph.layers
+    fc = {
+        call.layer for _, call in graph.calls if call.linear and call.inputs and len(call.inputs[0]) == 2
+    }
+    return Totals(
+        parameters=sum(p.numel() for p in parameters),
+        trainable_parameters=sum(p.numel() for p in parameters if p.requires_grad),
+        macs=sum(r.macs or 0 for r in rows),
+        flops=sum(r.flops or 0 for r in rows),
+        activation_bytes=sum(r.activation_bytes or 0 for r in rows),
+        peak_activation_bytes=peak_activation_bytes(graph.graph),
+        parameter_bytes=sum(by_dtype.values()),
+        conv_parameters=sum(r.parameters for r in rows if r.kind == "conv"),
+        fc_parameters=sum(r.parameters for r in rows if r.kind == "linear" and r.name in fc),
+        uncounted_ops=sorted({call.op for _, call in graph.calls if call.macs is None}),
+        bytes_by_dtype=by_dtype,
+    )
+
+
+def peak_activation_bytes(graph: Graph) -> int:
+    """Largest sum of live activation bytes while the graph runs in order, each freed after its last use.
+
+    Inputs of the model count while they live; views and in-place results share their source's storage.
+    """
+    storage: dict[Node, tuple[Node, ...]] = {}
+    size: dict[Node, int] = {}
+    last: dict[Node, Node] = {}
+    nodes = list(graph.nodes)
+    for node in nodes:
+        sources = [s for n in node.all_input_nodes for s in storage.get(n, ())]
+        for source in sources:
+            last[source] = node
+        if node.op in ("get_attr", "output"):
+            continue
+        call: Call | None = node.meta.get(CALL)
+        if (call is None and node.op != "placeholder") or (call is not None and call.alias and sources):
+            storage[node] = tuple(dict.fromkeys(sources[:1] if call is not None else sources))
+        else:
+            size[node] = sum(t.numel() * t.element_size() for t in tensors(node.meta.get(VAL)))
+            storage[node] = (node,)
+            last[node] = node
+    freed: dict[Node, list[Node]] = {}
+    for source, user in last.items():
+        freed.setdefault(user, []).append(source)
+    live = peak = 0
+    for node in nodes:
+        live += size.get(node, 0)
+        peak = max(peak, live)
+        live -= sum(size[s] for s in freed.get(node, ()))
+    return peak
+
+
+def parameters_of(graph: Graph, root: dict[str, Any]) -> int:
+    """Number of distinct parameters that the nodes of ``graph`` name in ``root``."""
+    held: dict[int, int] = {}
+    for node in graph.nodes:
+        if node.op in ("call_module", "get_attr"):
+            value = root[str(node.target)]
+            found = value.parameters() if isinstance(value, nn.Module) else [value]
+            held.update((id(p), p.numel()) for p in found if isinstance(p, nn.Parameter) and isinstance(p, Tensor))
+    return sum(held.values())
