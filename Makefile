@@ -1,0 +1,29 @@
+# The two commands: `make demo` and `make test`. One .venv serves all; stamps make a second run quick.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test lint zoo
+demo: .venv/.demo
+	$(BIN)/convaudit demo
+
+test: .venv/.test
+	$(BIN)/python -m pytest -n 2
+
+lint: .venv/.test
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+zoo: .venv/.demo
+	$(BIN)/python tests/support/zoo.py
+
+.venv/.demo: pyproject.toml constraints.txt tests/support/torchvision_shim.py
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) torch
+	$(PIP) -e . timm torchvision einops
+	$(BIN)/python tests/support/torchvision_shim.py --install
+	touch $@
+
+.venv/.test: .venv/.demo
+	$(PIP) pytest pytest-xdist hypothesis jsonschema hatchling build ruff mypy
+	touch $@
