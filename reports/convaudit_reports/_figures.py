@@ -413,7 +413,7 @@ def verdict(result: AuditResult) -> str:
         for number, word in ((summary.error, "error"), (summary.warning, "warning"), (summary.info, "note"))
         if number
     ]
-    text = f"{' and '.join([', '.join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)}" if parts else "No findings"
+    text = " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts) or "No findings"
     where = f" in {plural(summary.targets, 'target')}" if summary.targets != 1 else ""
     failed = f"; {summary.failed} could not be audited" if summary.failed else ""
     return f"{text}{where}{failed}."

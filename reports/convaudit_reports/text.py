@@ -209,5 +209,3 @@ def _colored(lines: list[Line], width: int) -> str:
     for line in lines:
         console.print(Text.assemble(*((text, style) for text, style in line)), soft_wrap=True)
     return out.getvalue()
-
-

@@ -1,0 +1,142 @@
+"""Rewrites a copy of the traced graph as a rule advises, evaluates what changed, and measures the difference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import Graph, Node
+from torch.fx.node import map_arg
+
+from convaudit import accounting
+from convaudit.graph import CALL, VAL, Call, LayerGraph, tensors
+from convaudit.result import Saving
+
+
+class RewriteFailed(Exception):
+    """The rewritten graph does not run: there is no figure to give."""
+
+
+class Rewrite:
+    """A copy of the graph to edit. Nodes are named by those of the original graph."""
+
+    def __init__(self, graph: LayerGraph) -> None:
+        self.source = graph
+        self.root = dict(graph.root)
+        self.graph = Graph()
+        self._copy: dict[Node, Node] = {}
+        output = self.graph.graph_copy(graph.graph, self._copy)
+        self.graph.output(output)
+        for old, new in self._copy.items():
+            new.meta = dict(old.meta)
+        self._changed: set[Node] = set()
+        self._made = 0
+
+    def replace(self, node: Node, modules: list[nn.Module]) -> None:
+        """Put ``modules`` in a row in place of the layer ``node`` calls (an empty list removes it)."""
+        at = self._copy[node]
+        value = next(n for n in at.all_input_nodes if n.op != "get_attr")
+        with self.graph.inserting_before(at):
+            for module in modules:
+                value = self._call(module, value)
+        at.replace_all_uses_with(value)
+        if not modules:
+            self._changed.update(value.users)
+        self.graph.erase_node(at)
+
+    def insert_pool(self, flatten: Node, size: int, axes: int) -> None:
+        """Pool the map that ``flatten`` reads to ``size`` per axis, and flatten that."""
+        at = self._copy[flatten]
+        value = next(n for n in at.all_input_nodes if n.op != "get_attr")
+        pools: tuple[type[nn.Module], ...] = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
+        with self.graph.inserting_before(at):
+            value = self._call(pools[axes - 1](size), value)
+            value = self._call(nn.Flatten(1), value)
+        at.replace_all_uses_with(value)
+        self.graph.erase_node(at)
+
+    def _call(self, module: nn.Module, value: Node) -> Node:
+        name = f"_rewritten_{self._made}"
+        self._made += 1
+        self.root[name] = module
+        node = self.graph.call_module(name, (value,))
+        self._changed.add(node)
+        return node
+
+    def measure(self) -> Saving:
+        """Evaluate the nodes whose inputs changed and compare parameters, MACs and peak activation bytes.
+
+        Raises :class:`RewriteFailed` where a node does not run any more.
+        """
+        totals = self.source.totals
+        assert totals is not None
+        before_macs = sum(c.macs or 0 for _, c in self.source.calls)
+        before = accounting.parameters_of(self.source.graph, self.source.root)
+        for node in self.graph.nodes:
+            if node.op in ("placeholder", "get_attr", "output"):
+                continue
+            if node in self._changed or any(n in self._changed for n in node.all_input_nodes):
+                self._evaluate(node)
+        macs = sum(n.meta[CALL].macs or 0 for n in self.graph.nodes if CALL in n.meta)
+        parameters = accounting.parameters_of(self.graph, self.root)
+        return Saving(
+            parameters=(totals.parameters, totals.parameters - before + parameters),
+            macs=(before_macs, macs),
+            peak_activation_bytes=(
+                totals.peak_activation_bytes or 0,
+                accounting.peak_activation_bytes(self.graph),
+            ),
+        )
+
+    def _evaluate(self, node: Node) -> None:
+        from convaudit.describe import LEAVES
+        from convaudit.tracer import evaluate
+
+        args = map_arg(node.args, lambda n: n.meta[VAL])
+        kwargs = map_arg(node.kwargs, lambda n: n.meta[VAL])
+        self._refit(node, args)
+        try:
+            value = evaluate(node, self.root, args, kwargs)
+        except Exception as error:  # noqa: BLE001 - any failure means the advice does not fit this graph
+            raise RewriteFailed(f"{node.name}: {error}") from error
+        old = tensors(node.meta.get(VAL))
+        new = tensors(value)
+        call: Call | None = node.meta.get(CALL)
+        if CALL not in node.meta or [t.shape for t in old] != [t.shape for t in new]:
+            self._changed.add(node)
+        node.meta[VAL] = value
+        if node.op == "call_module":
+            module = self.root[str(node.target)]
+            op, kind = LEAVES[type(module)]
+            weights = [tuple(p.shape) for p in module.parameters()]
+            inputs = [tuple(t.shape) for t in tensors(args)]
+            call = Call(
+                op, kind, str(node.target), type(module).__name__, 0, "", inputs, [], None,
+                alias=op in ("flatten", "identity") or kind == "dropout" or bool(getattr(module, "inplace", False)),
+                scalars={"operands": inputs + weights, "weights": weights},
+            )  # fmt: skip
+        elif call is not None:
+            inputs = [tuple(t.shape) for t in tensors((args, kwargs))]
+            call = Call(**{**call.__dict__, "inputs": inputs, "scalars": {**call.scalars, "operands": inputs}})
+        if call is not None:
+            call.outputs = [tuple(t.shape) for t in new]
+            accounting.cost_call(call, node)
+            node.meta[CALL] = call
+
+    def _refit(self, node: Node, args: Any) -> None:
+        """Give a Linear or batch norm behind a changed width the width it now reads."""
+        if node.op != "call_module" or not args or not isinstance(args[0], torch.Tensor):
+            return
+        module, value = self.root[str(node.target)], args[0]
+        made: nn.Module | None = None
+        if type(module) is nn.Linear and module.in_features != value.shape[-1]:
+            made = nn.Linear(value.shape[-1], module.out_features, module.bias is not None, device="meta")
+        elif type(module) is nn.BatchNorm1d and value.dim() == 2 and module.num_features != value.shape[1]:
+            made = nn.BatchNorm1d(value.shape[1], affine=module.affine, device="meta").eval()
+        if made is not None:
+            name = f"_rewritten_{self._made}"
+            self._made += 1
+            self.root[name] = made
+            node.target = name
+            self._changed.add(node)

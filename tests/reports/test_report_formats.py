@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+import convaudit
+from convaudit_reports import _figures, html, markdown, text
+from convaudit_reports import json as json_format
+
+FORMATS = [text, json_format, markdown, html]
+SCHEMA = Path(convaudit.__file__).parent / "schema" / "audit-result-1.schema.json"
+
+
+@pytest.mark.parametrize("module", FORMATS, ids=lambda m: m.NAME)
+def test_every_format_renders_every_kind_of_target(make, module) -> None:
+    several = make.result(make.target(), make.failed(), make.hostile(), make.target("weights.pt", kind="checkpoint"))
+
+    assert module.render(several, color=False, width=80, show_info=True, unknown_option=1)
+    assert module.render(make.result())
+
+
+@pytest.mark.parametrize("module", [text, markdown, html], ids=lambda m: m.NAME)
+def test_hostile_names_stay_names(make, module) -> None:
+    out = module.render(make.result(make.hostile()), show_info=True)
+
+    assert "\x1b" not in out
+    assert "\u202e" not in out
+    assert "{{7*7}}" in out.replace("\\", "")
+    if module is html:
+        assert "<script>alert" not in out
+        assert out.count("<script>") == 1
+    if module is markdown:
+        prose = re.sub(r"(?s)(?<!`)(`+)(?!`).+?(?<!`)\1(?!`)", "", out.replace("\\`", ""))
+        assert not re.search(r"(?<!\\)<script", prose)
+        assert "@someone" not in prose
+
+
+def test_text_groups_by_layer_and_marks_inferred_inputs(make) -> None:
+    out = text.render(make.result(make.target()))
+
+    assert out.splitlines()[0].startswith(
+        "models/basic.py:BasicCNN: 1,073,611 parameters, 6.66M MACs, 6.66M FLOPs (fvcore)"
+    )
+    assert "1×3×32×32 float32 (inferred)" in out
+    assert "models/basic.py:14: CNV101 warning classifier.0: a Linear reads" in out
+    assert "1,193,642 → 274,250 (−77.0%)" in out
+    assert "also CNV103" in out
+    assert "convs hold" not in out
+    assert "convs hold" in text.render(make.result(make.target()), show_info=True)
+    assert "CNV201" not in out
+    assert "1 suppressed" in out
+    assert out.count("convaudit rule") == 1
+
+
+def test_text_stops_at_25_lines_and_counts_the_rest(make) -> None:
+    many = make.target(findings=[make.finding("CNV201", "warning", [f"l{i}"]) for i in range(40)])
+
+    lines = text.render(make.result(many)).splitlines()
+    assert len(lines) <= 25
+    left = next(line for line in lines if line.startswith("…"))
+    shown = sum("CNV201 warning" in line for line in lines)
+    assert f"… {40 - shown} more" in left
+    assert text.render(make.result(many), show_info=True).count("CNV201 warning") == 40
+
+
+def test_text_says_why_totals_are_lower_bounds(make) -> None:
+    partial = make.target(status="partial", notes=["a ScriptModule is opaque"])
+    partial.totals.uncounted_ops = ["aten::foo"]
+
+    out = text.render(make.result(partial))
+    assert "≥ 6.66M MACs" in out
+    assert "lower bounds" in out
+    assert "a ScriptModule is opaque" in out
+    assert "uncounted: aten::foo" in out
+
+
+def test_failed_target_is_one_line(make) -> None:
+    out = text.render(make.result(make.failed())).splitlines()
+
+    assert out[0] == "broken.py:Net: not audited (step construct at broken.py:7): ValueError: no way"
+
+
+def test_colour_changes_nothing_but_colour(make) -> None:
+    several = make.result(make.target(), make.hostile())
+
+    colored = text.render(several, color=True, width=60)
+    assert "\x1b[" in colored
+    assert re.sub(r"\x1b\[[0-9;]*m", "", colored) == text.render(several, width=60)
+
+
+def test_plain_text_imports_neither_rich_nor_jinja_nor_torch() -> None:
+    root = Path(convaudit.__file__).parents[1]
+    code = (
+        "import sys; sys.path[:0] = ['.', 'reports', 'rules']\n"
+        "import convaudit_reports.text, convaudit_reports.json, convaudit_reports.markdown, convaudit_reports.html\n"
+        "from convaudit.result import AuditResult, summarise\n"
+        "convaudit_reports.text.render(AuditResult(1, '0', [], summarise([])))\n"
+        "print([m for m in ('rich', 'jinja2', 'torch') if m in sys.modules])"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_schema_is_up_to_date() -> None:
+    again = "write convaudit_reports.json.schema_text() to the schema's file"
+    assert SCHEMA.read_text(encoding="utf-8") == json_format.schema_text(), again
+
+
+def test_json_validates_and_keeps_everything(make) -> None:
+    several = make.result(make.target(), make.failed(), make.hostile(), make.target("odd\udc80name"))
+
+    data = json.loads(json_format.render(several))
+    jsonschema.validate(data, json.loads(SCHEMA.read_text(encoding="utf-8")))
+    assert data["targets"][2]["target"] == make.HOSTILE
+    assert len(data["targets"][0]["findings"]) == 4
+
+
+@pytest.mark.parametrize("breakdown", [_figures.by_stage, _figures.by_module, _figures.by_layer])
+def test_every_breakdown_sums_to_the_totals(make, breakdown) -> None:
+    target = make.target()
+
+    shares = breakdown(target)
+    assert sum(s.parameters for s in shares) == target.totals.parameters
+    assert sum(s.macs for s in shares) == target.totals.macs
+    assert sum(s.rows for s in shares) == len(target.layers)
+
+
+def test_stages_are_resolutions(make) -> None:
+    assert [s.label for s in _figures.by_stage(make.target())] == ["32×32", "16×16", "4×4", "vector", "no resolution"]
+
+
+def test_tokens_windows_and_channels_last_share_a_stage(make) -> None:
+    rows = [
+        make.row("patch", "Conv2d", "conv", [1, 96, 56, 56], 1, 1),
+        make.row("norm", "LayerNorm", "norm", [1, 56, 56, 96], 1, 1),
+        make.row("qkv", "Linear", "linear", [64, 49, 288], 1, 1),
+        make.row("attn", "matmul", "matmul", [64, 3, 49, 49], 0, 1),
+    ]
+    assert [(s.label, s.rows) for s in _figures.by_stage(make.target(layers=rows))] == [("56×56", 4)]
+
+
+def test_bars_that_are_left_out_are_summed(make) -> None:
+    rows = [make.row(f"m{i}", "Conv2d", "conv", [1, 8, 8, 8], i + 1, i + 1) for i in range(30)]
+
+    made = _figures.bars(_figures.by_module(make.target(layers=rows)), 10)
+    assert len(made) == 10
+    assert made[-1].label == "21 others"
+
+
+@pytest.mark.parametrize("layers", [5, 500, 5_000])
+@pytest.mark.parametrize("targets", [1, 30])
+def test_markdown_always_fits_a_comment(make, layers: int, targets: int) -> None:
+    rows = [make.row(f"blocks.{i}.{'x' * 300}", "Conv2d", "conv", [1, 8, 8, 8], 9, 9) for i in range(layers)]
+    found = [make.finding("CNV201", "warning", [r.name], message="m" * 5000) for r in rows[:300]]
+    big = make.target("t" * 3000, layers=rows, findings=found, notes=["n" * 9000] * 50)
+
+    out = markdown.render(make.result(*[big] * targets))
+    assert len(out) < 65_000
+    assert out.count("<details>") == out.count("</details>")
+
+
+def test_markdown_code_spans() -> None:
+    assert markdown.code("a`b``c") == "```a`b``c```"
+    assert markdown.code("`a") == "`` `a ``"
+    assert markdown.code("a\nb") == "`a\\nb`"
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(0, "0"), (999, "999"), (1193642, "1.19M"), (999_999, "1.00M"), (None, "not known")]
+)
+def test_short_numbers(number: int | None, text: str) -> None:
+    assert _figures.short(number) == text
+
+
+def test_changes() -> None:
+    assert _figures.change(1_193_642, 274_250) == "−77.0%"
+    assert _figures.change(0, 5) == ""
+    assert _figures.change(5, 5) == "±0%"
+    assert _figures.change(100, 150) == "+50.0%"
