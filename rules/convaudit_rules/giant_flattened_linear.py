@@ -1,0 +1,112 @@
+"""CNV101 giant-flattened-linear."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from convaudit.result import Alternative
+from convaudit.rule import Example, Options, Rule
+
+if TYPE_CHECKING:
+    from convaudit.context import Context, FCLayer
+    from convaudit.result import Finding
+    from convaudit.rewrite import Rewrite
+
+
+@dataclass(frozen=True)
+class GiantFlattenedLinearOptions(Options):
+    """``min_params``: weights from which a Linear is giant; ``min_share``: of the model's parameters."""
+
+    min_params: int = 1_000_000
+    min_share: float = 0.1
+
+
+class GiantFlattenedLinear(Rule):
+    """a Linear reads a flattened feature map and holds much of the model
+
+    ## What it does
+    Finds a fully connected layer that reads a flattened C×H×W feature map (H·W > 1) with at least `min-params`
+    weights and `min-share` of the model's parameters. The saving is measured: global average pooling and a
+    Linear(C, out) in its place, retraced.
+
+    ## Why it matters
+    Each position of each channel gets weights of its own. They grow with the map's area, tie the model to one
+    resolution and are the first to over-fit.
+
+    ## Example
+        nn.Flatten(), nn.Linear(512 * 7 * 7, 4096)
+
+    ## Use instead
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 4096)
+
+    ## Exceptions
+    Where position matters (faces, landmarks), a depthwise convolution over the whole map keeps it at C·H·W weights.
+
+    ## References
+    Lin, Chen, Yan 2014, Network In Network, arXiv:1312.4400, section 3.2 (global average pooling).
+    """
+
+    code = "CNV101"
+    name = "giant-flattened-linear"
+    changes_state_dict = True
+    options = GiantFlattenedLinearOptions
+
+    def check(self, context: Context) -> Iterator[Finding]:
+        """One finding for each layer."""
+        options = context.options
+        assert isinstance(options, GiantFlattenedLinearOptions)
+        totals = context.graph.totals
+        assert totals is not None
+        for layer in context.fc_layers:
+            share = layer.weights / max(1, totals.parameters)
+            if layer.positions <= 1 or layer.raw_image or layer.weights < options.min_params or share < options.min_share:
+                continue
+            yield self._finding(context, layer, share)
+
+    def _finding(self, context: Context, layer: FCLayer, share: float) -> Finding:
+        def pooled(size: int) -> Alternative:
+            def rewrite(attempt: Rewrite) -> None:
+                assert layer.flatten is not None
+                attempt.insert_pool(layer.flatten, size, len(layer.spatial))
+
+            saving = context.prove(f"pool:{layer.call.layer}:{size}", rewrite)
+            return Alternative(f"pool to {'×'.join([str(size)] * len(layer.spatial))} before the Linear", saving)
+
+        best, other = pooled(1), pooled(2)
+        saves = best.saving is not None and best.saving.parameters[1] < best.saving.parameters[0]
+        size = "×".join(map(str, (layer.channels, *layer.spatial)))
+        return context.finding(
+            f"Linear {layer.call.linear[0] if layer.call.linear else 0:,}→"
+            f"{layer.call.linear[1] if layer.call.linear else 0:,} reads a flattened {size} map: "
+            f"{layer.weights:,} weights, {share:.0%} of the model",
+            [layer.call.layer],
+            severity=None if saves else "info",
+            saving=best.saving if saves else None,
+            alternatives=[other] if other.saving and min(layer.spatial) > 2 else [],
+            evidence={"weights": layer.weights, "share": share, "map": [layer.channels, *layer.spatial]},
+            suggestion="pool the map globally before the Linear; an embedding may keep position with a depthwise global conv",
+        )
+
+    @classmethod
+    def bad(cls) -> list[Example]:
+        """A flattened 64×16×16 map."""
+        from torch import nn
+
+        return [
+            Example(lambda: nn.Sequential(nn.Conv2d(3, 64, 3, 2, 1), nn.Flatten(), nn.Linear(64 * 256, 128)), ((1, 3, 32, 32),))
+        ]
+
+    @classmethod
+    def good(cls) -> list[Example]:
+        """A pooled map; the raw image."""
+        from torch import nn
+
+        return [
+            Example(
+                lambda: nn.Sequential(nn.Conv2d(3, 64, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 20000)),
+                ((1, 3, 32, 32),), "the head of a pooled net, however many classes",
+            ),
+            Example(lambda: nn.Sequential(nn.Flatten(), nn.Linear(3072, 1024)), ((1, 3, 32, 32),), "the raw image is CNV102's"),
+        ]  # fmt: skip

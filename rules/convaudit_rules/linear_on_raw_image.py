@@ -1,0 +1,78 @@
+"""CNV102 linear-on-raw-image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from convaudit.rule import Example, Rule
+
+if TYPE_CHECKING:
+    from convaudit.context import Context
+    from convaudit.result import Finding
+
+
+class LinearOnRawImage(Rule):
+    """a Linear reads the flattened input image
+
+    ## What it does
+    Finds a fully connected layer that reads the input image (8×8 or more) with nothing spatial before it.
+
+    ## Why it matters
+    Each pixel has weights of its own and its neighbours are unknown: shift the image by one pixel and every weight
+    meets another value. A few strided 3×3 convolutions reach the same width for a fraction of the weights.
+
+    ## Example
+        nn.Flatten(), nn.Linear(3 * 32 * 32, 1024)
+
+    ## Use instead
+        nn.Conv2d(3, 64, 3, stride=2, padding=1), nn.ReLU(), ..., nn.AdaptiveAvgPool2d(1), nn.Flatten()
+
+    ## Exceptions
+    Vector inputs, patches (ViT, MLP-Mixer), images under 8×8.
+
+    ## References
+    LeCun, Bottou, Bengio, Haffner 1998, Gradient-based learning applied to document recognition, section II.
+    """
+
+    code = "CNV102"
+    name = "linear-on-raw-image"
+    changes_state_dict = True
+
+    def check(self, context: Context) -> Iterator[Finding]:
+        """One finding for each layer."""
+        for layer in context.fc_layers:
+            if not layer.raw_image or len(layer.spatial) < 2 or min(layer.spatial) < 8:
+                continue
+            size = "×".join(map(str, (layer.channels, *layer.spatial)))
+            width = layer.call.linear[1] if layer.call.linear else 0
+            convs, channels, stages = 0, layer.channels, []
+            for step in (32, 64, width):
+                convs += 9 * channels * step + step
+                stages.append(step)
+                channels = step
+            yield context.finding(
+                f"Linear reads the flattened {size} input image: {layer.weights:,} weights, one for each pixel and unit",
+                [layer.call.layer],
+                evidence={"weights": layer.weights, "image": [layer.channels, *layer.spatial], "conv_stages": stages,
+                          "conv_stages_parameters": convs},
+                suggestion=f"stride-2 3×3 convolutions ({'-'.join(map(str, stages))}) reach {width} features with {convs:,} parameters",
+            )  # fmt: skip
+
+    @classmethod
+    def bad(cls) -> list[Example]:
+        """The article's fully connected net."""
+        from torch import nn
+
+        return [Example(lambda: nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), ((1, 1, 28, 28),))]
+
+    @classmethod
+    def good(cls) -> list[Example]:
+        """Vectors, small images, a convolution before."""
+        from torch import nn
+
+        return [
+            Example(lambda: nn.Linear(784, 10), ((1, 784),), "a vector input"),
+            Example(lambda: nn.Sequential(nn.Flatten(), nn.Linear(49, 10)), ((1, 1, 7, 7),), "under 8×8"),
+            Example(lambda: nn.Sequential(nn.Conv2d(1, 8, 3), nn.Flatten(), nn.Linear(8 * 676, 10)), ((1, 1, 28, 28),)),
+        ]

@@ -1,0 +1,91 @@
+"""CNV103 low-conv-parameter-share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from convaudit.rule import Example, Rule
+
+if TYPE_CHECKING:
+    from convaudit.context import Context
+    from convaudit.result import Finding
+    from convaudit.rewrite import Rewrite
+
+
+class LowConvParameterShare(Rule):
+    """most parameters of a convolutional net are in its fully connected layers
+
+    ## What it does
+    Compares parameters of convolutions and fully connected layers: below half in convolutions, with 100,000 or more
+    fully connected, is a finding at the largest of these layers. Offers global pooling, measured.
+
+    ## Why it matters
+    Weights in a Linear are used once an image, those of a convolution at every position: the capacity is paid for
+    where it generalises least.
+
+    ## Example
+        VGG16: 14.7M parameters in convolutions, 123.6M in three Linear layers
+
+    ## Use instead
+        global average pooling and one Linear
+
+    ## Exceptions
+    Models without convolutions, transformers. Info where every Linear reads a pooled vector: then it is only a head.
+
+    ## References
+    Lin, Chen, Yan 2014, Network In Network, arXiv:1312.4400, section 3.2.
+    Simonyan, Zisserman 2015, arXiv:1409.1556, table 2.
+    """
+
+    code = "CNV103"
+    name = "low-conv-parameter-share"
+    changes_state_dict = True
+
+    def check(self, context: Context) -> Iterator[Finding]:
+        """At most one finding."""
+        graph = context.graph
+        if graph.status == "partial" or any(c.kind == "attention" for _, c in graph.calls):
+            return
+        conv = sum(row.parameters for row in graph.layers if row.kind == "conv")
+        layers = {layer.call.layer: layer for layer in context.fc_layers}
+        held = {row.name: row.parameters for row in graph.layers if row.kind == "linear" and row.name in layers}
+        fc = sum(held.values())
+        if not conv or fc < 100_000 or conv >= 0.5 * (conv + fc):
+            return
+        largest = layers[max(held, key=lambda name: held[name])]
+        flattened = [layer for layer in layers.values() if layer.positions > 1 and layer.flatten is not None]
+        saving = None
+        if flattened:
+
+            def rewrite(attempt: Rewrite) -> None:
+                for flatten in {layer.flatten: layer for layer in flattened}.values():
+                    assert flatten.flatten is not None
+                    attempt.insert_pool(flatten.flatten, 1, len(flatten.spatial))
+
+            saving = context.prove("pool-all", rewrite)
+        yield context.finding(
+            f"convolutions hold {conv / (conv + fc):.1%} of {conv + fc:,} conv and FC parameters; {fc:,} are fully connected",
+            [largest.call.layer],
+            severity="warning" if flattened else "info",
+            saving=saving,
+            evidence={"conv_parameters": conv, "fc_parameters": fc, "share": conv / (conv + fc)},
+            suggestion="pool the last map globally before the first Linear" if flattened else "a smaller head, or none",
+        )
+
+    @classmethod
+    def bad(cls) -> list[Example]:
+        """A large Linear behind a small convolution."""
+        from torch import nn
+
+        return [Example(lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(7200, 64)), ((1, 3, 32, 32),))]
+
+    @classmethod
+    def good(cls) -> list[Example]:
+        """No convolution; few FC parameters."""
+        from torch import nn
+
+        return [
+            Example(lambda: nn.Sequential(nn.Flatten(), nn.Linear(3072, 100)), ((1, 3, 32, 32),), "no conv"),
+            Example(lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(7200, 10)), ((1, 3, 32, 32),), "small"),
+        ]

@@ -1,0 +1,84 @@
+"""CNV104 oversized-hidden-linear."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from convaudit.rule import Example, Rule
+
+if TYPE_CHECKING:
+    from convaudit.context import Context
+    from convaudit.result import Finding
+
+
+class OversizedHiddenLinear(Rule):
+    """a hidden fully connected layer holds millions of weights
+
+    ## What it does
+    Finds a hidden Linear after another fully connected layer with 1,000,000 weights or more, or on a pooled vector
+    with 4,000,000 or more, in a net with convolutions. The saving is the model without it, retraced.
+
+    ## Why it matters
+    Behind the first fully connected layer there is no spatial structure left to use; later nets do without.
+
+    ## Example
+        nn.Linear(4096, 4096)     # between two others, as in VGG
+
+    ## Use instead
+        one Linear from the features to the classes
+
+    ## Exceptions
+    The head, layers whose value is also an output, nets without convolutions.
+
+    ## References
+    Simonyan, Zisserman 2015, arXiv:1409.1556, table 1 (FC-4096 twice); He et al. 2016, arXiv:1512.03385, table 1 (none).
+    """
+
+    code = "CNV104"
+    name = "oversized-hidden-linear"
+    changes_state_dict = True
+
+    def check(self, context: Context) -> Iterator[Finding]:
+        """One finding for each layer."""
+        if not context.conv_calls:
+            return
+        for layer in context.fc_layers:
+            least = 1_000_000 if layer.after_fc else 4_000_000
+            if layer.is_head or layer.positions > 1 or layer.raw_image or layer.weights < least:
+                continue
+            saving = context.prove(f"remove:{layer.call.layer}", lambda attempt, node=layer.node: attempt.replace(node, []))  # type: ignore[misc]
+            saves = saving is not None and saving.parameters[1] < saving.parameters[0]
+            assert layer.call.linear is not None
+            yield context.finding(
+                f"hidden Linear {layer.call.linear[0]:,}→{layer.call.linear[1]:,} holds {layer.weights:,} weights",
+                [layer.call.layer],
+                severity=None if saves else "info",
+                saving=saving if saves else None,
+                evidence={"weights": layer.weights},
+                suggestion="leave it out: the next Linear reads its input directly",
+            )
+
+    @classmethod
+    def bad(cls) -> list[Example]:
+        """Two hidden layers behind a convolution."""
+        from torch import nn
+
+        def net() -> nn.Module:
+            head = [nn.Linear(8, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 10)]
+            return nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), *head)
+
+        return [Example(net, ((1, 3, 32, 32),))]
+
+    @classmethod
+    def good(cls) -> list[Example]:
+        """No convolution; a head."""
+        from torch import nn
+
+        return [
+            Example(lambda: nn.Sequential(nn.Linear(8, 1024), nn.Linear(1024, 1024), nn.Linear(1024, 10)), ((1, 8),), "no conv"),
+            Example(
+                lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 1024), nn.Linear(1024, 1024)),
+                ((1, 3, 32, 32),), "the head",
+            ),
+        ]  # fmt: skip
