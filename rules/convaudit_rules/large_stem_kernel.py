@@ -1,0 +1,100 @@
+"""CNV202 large-stem-kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import prod
+from typing import TYPE_CHECKING
+
+from convaudit.graph import CALL
+from convaudit.rule import Example, Rule
+
+if TYPE_CHECKING:
+    from torch.fx import Node
+
+    from convaudit.context import Context
+    from convaudit.result import Finding
+
+
+class LargeStemKernel(Rule):
+    """the first convolution has a large kernel
+
+    ## What it does
+    Finds convolutions that read the input (fewer than 16 channels) with a kernel side of 7 or more, and puts the cost
+    of stacked 3×3 beside it. A warning only at stride 1 in a classifier, where it holds 5% of the MACs.
+
+    ## Why it matters
+    At full resolution a large kernel is dear. At stride 2 it is cheap: three 3×3 cost more parameters and buy
+    nonlinearity.
+
+    ## Example
+        nn.Conv2d(3, 128, 7, padding=3)
+
+    ## Use instead
+        three 3×3 convolutions, the first with stride 2 (ResNet-C, ResNet-D)
+
+    ## Exceptions
+    Patchify stems, Conv1d, gates in mid-net.
+
+    ## References
+    He et al. 2019, Bag of Tricks, arXiv:1812.01187, section 4.2 and figure 2.
+    """
+
+    code = "CNV202"
+    name = "large-stem-kernel"
+    severity = "info"
+    changes_state_dict = True
+
+    def check(self, context: Context) -> Iterator[Finding]:
+        """One finding for each such layer."""
+        total = context.graph.totals.macs if context.graph.totals else 0
+        seen = set()
+        for node, call in context.conv_calls:
+            conv = call.conv
+            if conv is None or conv.transposed or conv.patchify or len(conv.kernel) < 2 or call.layer in seen:
+                continue
+            if conv.in_channels >= 16 or max(conv.kernel) < 7 or not self._reads_input(node):
+                continue
+            seen.add(call.layer)
+            warn = set(conv.stride) == {1} and context.is_classifier and (call.macs or 0) >= 0.05 * (total or 1)
+            count = (max(conv.kernel) - 1) // 2
+            area, per = prod(call.outputs[0][2:]), 3 ** len(conv.kernel)
+            inner = max(1, conv.out_channels // 2)
+            widths = [conv.in_channels] + [inner] * (count - 1) + [conv.out_channels]
+            stacked = per * sum(a * b for a, b in zip(widths, widths[1:]))
+            own = prod(conv.kernel) * conv.in_channels * conv.out_channels // conv.groups
+            yield context.finding(
+                f"{'×'.join(map(str, conv.kernel))} stem {conv.in_channels}→{conv.out_channels}: {own:,} weights, "
+                f"{(call.macs or 0) / (total or 1):.1%} of the MACs; {count} stacked 3×3 ({'-'.join(map(str, widths[1:]))}): {stacked:,}",
+                [call.layer],
+                severity="warning" if warn else "info",
+                evidence={"weights": own, "macs": call.macs, "stack_widths": widths[1:], "stack_weights": stacked,
+                          "stack_macs": stacked * area},
+                suggestion="stack 3×3 convolutions, the first strided" if warn else "a 3×3 stack buys nonlinearity, not weights",
+            )  # fmt: skip
+
+    def _reads_input(self, node: Node) -> bool:
+        at: Node | None = next((n for n in node.all_input_nodes if n.op != "get_attr"), None)
+        while at is not None and at.op != "placeholder":
+            call = at.meta.get(CALL)
+            if call is not None and call.kind != "norm" and call.op not in ("pad", "identity", "getitem", "sub", "div", "cat"):
+                return False
+            at = next((n for n in at.all_input_nodes if n.op != "get_attr"), None)
+        return at is not None
+
+    @classmethod
+    def bad(cls) -> list[Example]:
+        """ResNet's stem."""
+        from torch import nn
+
+        return [Example(lambda: nn.Sequential(nn.Conv2d(3, 64, 7, 2, 3), nn.ReLU()), ((1, 3, 64, 64),))]
+
+    @classmethod
+    def good(cls) -> list[Example]:
+        """A patchify stem; a 7×7 gate in mid-net."""
+        from torch import nn
+
+        return [
+            Example(lambda: nn.Sequential(nn.Conv2d(3, 64, 8, 8)), ((1, 3, 64, 64),), "patchify"),
+            Example(lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 1, 7)), ((1, 3, 64, 64),), "mid-net"),
+        ]

@@ -1,0 +1,124 @@
+"""CNV301 non-power-of-two-width."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from convaudit.graph import CALL
+from convaudit.rule import Example, Options, Rule
+
+if TYPE_CHECKING:
+    from torch.fx import Node
+
+    from convaudit.context import Context
+    from convaudit.result import Finding
+
+
+@dataclass(frozen=True)
+class NonPowerOfTwoWidthOptions(Options):
+    """``width_multiple``: 0 for powers of two; 8 makes "multiple of 8" the policy."""
+
+    width_multiple: int = 0
+
+
+class NonPowerOfTwoWidth(Rule):
+    """hidden widths are not powers of two
+
+    ## What it does
+    Lists hidden convolution and FC widths that are not powers of two (or not multiples of `width-multiple`), with the
+    nearest widths. One finding a model.
+
+    ## Why it matters
+    Matrix units work in tiles: a width just above a multiple pays for a whole tile more.
+
+    ## Example
+        nn.Conv2d(64, 100, 3)
+
+    ## Use instead
+        nn.Conv2d(64, 96, 3) or nn.Conv2d(64, 128, 3)
+
+    ## Exceptions
+    Model inputs and outputs, depthwise convolutions, widths under 8, pointwise projections, frozen layers, widths
+    that are concatenated, split or sliced on their way.
+
+    ## References
+    NVIDIA, Deep Learning Performance Guide, Linear/Fully-Connected Layers, "Tensor Core requirements".
+    """
+
+    code = "CNV301"
+    name = "non-power-of-two-width"
+    severity = "info"
+    changes_state_dict = True
+    options = NonPowerOfTwoWidthOptions
+
+    def check(self, context: Context) -> Iterator[Finding]:
+        """At most one finding."""
+        options = context.options
+        assert isinstance(options, NonPowerOfTwoWidthOptions)
+        multiple = options.width_multiple
+        fc = {layer.node for layer in context.fc_layers}
+        parameters = context.graph.parameters
+        odd: dict[str, int] = {}
+        for node, call in context.graph.calls:
+            if call.conv is not None:
+                width = call.conv.out_channels
+                skip = call.conv.groups > 1 and call.conv.groups == call.conv.in_channels
+            elif call.linear is not None and node in fc:
+                width, skip = call.linear[1], False
+            else:
+                continue
+            fine = width % multiple == 0 if multiple else width & (width - 1) == 0
+            if skip or fine or width < 8 or node in context.outputs:
+                continue
+            if any(p in parameters and not parameters[p].requires_grad for p in call.parameters) or self._cut(node):
+                continue
+            small_map = all(n == 1 for n in call.outputs[0][2:])
+            if small_map and call.conv is not None and width < 32:
+                continue  # a gate's squeeze
+            odd.setdefault(call.layer, width)
+        if not odd:
+            return
+        widths = sorted(set(odd.values()))
+        policy = f"multiples of {multiple}" if multiple else "powers of two"
+        near = {w: [w // multiple * multiple, -(-w // multiple) * multiple] if multiple else [1 << (w.bit_length() - 1), 1 << w.bit_length()] for w in widths}
+        yield context.finding(
+            f"{len(odd)} layer{'s' * (len(odd) > 1)} with widths that are not {policy}: {', '.join(map(str, widths[:8]))}{', …' * (len(widths) > 8)}",
+            list(odd),
+            severity="warning" if multiple else None,
+            evidence={"widths": odd, "nearest": {str(w): n for w, n in near.items()}},
+            suggestion="; ".join(f"{w}: {low} or {high}" for w, (low, high) in list(near.items())[:4]),
+        )
+
+    def _cut(self, node: Node) -> bool:
+        """Whether the width is concatenated, split, sliced or shuffled before a weighted layer reads it."""
+        queue, seen = [node], {node}
+        while queue:
+            for user in queue.pop().users:
+                call = user.meta.get(CALL)
+                if user in seen or call is None:
+                    continue
+                seen.add(user)
+                if call.op in ("cat", "stack", "chunk", "split", "getitem", "pixel_shuffle", "narrow", "unbind", "tensor_split"):
+                    return True
+                if call.kind in ("activation", "norm", "dropout", "elementwise", "pool", "reshape", "upsample"):
+                    queue.append(user)
+        return False
+
+    @classmethod
+    def bad(cls) -> list[Example]:
+        """A width of 100."""
+        from torch import nn
+
+        return [Example(lambda: nn.Sequential(nn.Conv2d(3, 100, 3), nn.ReLU(), nn.Conv2d(100, 10, 1)), ((1, 3, 32, 32),))]
+
+    @classmethod
+    def good(cls) -> list[Example]:
+        """Powers of two; an odd number of classes; depthwise."""
+        from torch import nn
+
+        return [
+            Example(lambda: nn.Sequential(nn.Conv2d(3, 64, 3), nn.Conv2d(64, 10, 1)), ((1, 3, 32, 32),), "outputs"),
+            Example(lambda: nn.Sequential(nn.Conv2d(24, 24, 3, groups=24), nn.Conv2d(24, 8, 1)), ((1, 24, 32, 32),), "depthwise"),
+        ]
