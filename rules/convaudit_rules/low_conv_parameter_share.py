@@ -45,7 +45,8 @@ class LowConvParameterShare(Rule):
     def check(self, context: Context) -> Iterator[Finding]:
         """At most one finding."""
         graph = context.graph
-        if graph.status == "partial" or any(c.kind == "attention" for _, c in graph.calls):
+        attention = any(c.kind == "attention" or (c.kind == "matmul" and len(c.inputs) > 1) for _, c in graph.calls)
+        if graph.status == "partial" or attention:
             return
         conv = sum(row.parameters for row in graph.layers if row.kind == "conv")
         layers = {layer.call.layer: layer for layer in context.fc_layers}

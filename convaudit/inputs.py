@@ -1,0 +1,142 @@
+"""Example inputs: parsed from the command line or settings, asked of the model, or inferred from its layers."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from convaudit.errors import TargetError, UsageError
+from convaudit.result import InputInfo
+
+Source = Literal["option", "config", "model", "inferred"]
+_SPEC = re.compile(r"(?:(?P<name>[A-Za-z_]\w*):)?(?P<shape>\(\)|\d+(?:,\d+)*)(?::(?P<dtype>[a-z]+[a-z0-9]*))?")
+_SIZES = (224, 32, 28, 64, 96, 128, 48, 256, 299, 384, 512, 16)
+
+
+def parse_input(spec: str) -> tuple[str | None, tuple[int, ...], str]:
+    """(name, shape, dtype) of ``[NAME:]SHAPE[:DTYPE]``. Raises :class:`UsageError` for anything else."""
+    match = _SPEC.fullmatch(spec.replace(" ", ""))
+    if match is None:
+        raise UsageError(f"--input {spec!r} is not [NAME:]SHAPE[:DTYPE], such as 1,3,224,224 or mask:1,1,224,224:bool")
+    dtype = {"long": "int64", "int": "int32", "float": "float32", "half": "float16", "double": "float64"}.get(
+        match["dtype"] or "float32", match["dtype"] or "float32"
+    )
+    if not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise UsageError(f"--input {spec!r}: unknown dtype {match['dtype']!r}; such as float32, int64 or bool")
+    shape = () if match["shape"] == "()" else tuple(map(int, match["shape"].split(",")))
+    return match["name"], shape, dtype
+
+
+def given_inputs(specs: list[str], source: Source) -> tuple[tuple[Any, ...], dict[str, Any], list[InputInfo]]:
+    """Tensors on meta for the specs: unnamed ones positional in order, named ones by keyword."""
+    args, kwargs, infos = [], {}, []
+    for spec in specs:
+        name, shape, dtype = parse_input(spec)
+        value = torch.zeros(shape, dtype=getattr(torch, dtype), device="meta")
+        infos.append(InputInfo(list(shape), dtype, source))
+        if name is None:
+            args.append(value)
+        else:
+            kwargs[name] = value
+    return tuple(args), kwargs, infos
+
+
+def model_inputs(model: nn.Module) -> tuple[tuple[Any, ...], list[InputInfo]] | None:
+    """The model's own word: ``example_input_array``, or timm's pretrained configuration."""
+    example = getattr(model, "example_input_array", None)
+    if isinstance(example, torch.Tensor):
+        return (example,), [InputInfo(list(example.shape), str(example.dtype)[6:], "model")]
+    config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
+    if isinstance(config, dict) and config.get("input_size"):
+        shape = [1, *config["input_size"]]
+        return (torch.empty(shape, device="meta"),), [InputInfo(shape, "float32", "model")]
+    return None
+
+
+def inferred_inputs(model: nn.Module) -> tuple[tuple[Any, ...], list[InputInfo]]:
+    """An input that the model accepts, guessed from its first layer and tried by a forward on meta.
+
+    Raises :class:`TargetError` (step "input") where none fits.
+    """
+    tried = []
+    for shape, dtype in _candidates(model):
+        value = torch.zeros(shape, dtype=dtype, device="meta")
+        try:
+            from convaudit.tracer import record
+
+            graph = record(model, (value,), {})
+        except TargetError as error:
+            tried.append(f"{','.join(map(str, shape))} ({error})")
+            continue
+        if graph.status == "ok":
+            return (value,), [InputInfo(list(shape), str(dtype)[6:], "inferred")]
+    last = f"; the last one tried: {tried[-1]}" if tried else ""
+    raise TargetError("input", f"no input could be inferred; give one with --input 1,3,224,224{last}", kind="InputError")
+
+
+def _candidates(model: nn.Module) -> list[tuple[tuple[int, ...], torch.dtype]]:
+    for layer in model.modules():
+        for axes, kind in ((1, nn.Conv1d), (2, nn.Conv2d), (3, nn.Conv3d)):
+            if isinstance(layer, kind):
+                channels = layer.in_channels
+                if axes == 1:
+                    return [((1, channels, n), torch.float32) for n in (1024, 128, 16000)]
+                if axes == 3:
+                    return [((1, channels, t, n, n), torch.float32) for t, n in ((16, 112), (16, 224), (8, 32))]
+                return [((1, channels, n, n), torch.float32) for n in _SIZES]
+        if isinstance(layer, nn.Embedding):
+            return [((1, 16), torch.int64)]
+        if isinstance(layer, nn.Linear):
+            n = layer.in_features
+            images = [(c, round((n / c) ** 0.5)) for c in (1, 3) if n % c == 0]
+            maps = [((1, c, side, side), torch.float32) for c, side in images if c * side * side == n and side >= 8]
+            flattens = any(isinstance(m, nn.Flatten) for m in model.modules())
+            vectors = [((1, n), torch.float32), ((1, 16, n), torch.float32)]
+            return [*maps, *vectors] if flattens else [*vectors, *maps]
+        if isinstance(layer, (nn.LSTM, nn.GRU, nn.RNN)):
+            return [((1, 16, layer.input_size), torch.float32)]
+    return []
+
+
+def made_inputs(maker: str) -> tuple[tuple[Any, ...], dict[str, Any], list[InputInfo]]:
+    """What ``MODULE:FUNCTION`` returns: a tensor, a tuple of arguments, a dict of keywords, or (args, kwargs)."""
+    import importlib
+
+    from convaudit.graph import tensors
+
+    module, _, function = maker.partition(":")
+    try:
+        value = getattr(importlib.import_module(module), function)()
+    except Exception as error:  # noqa: BLE001 - the user's function may raise anything
+        raise TargetError("input", f"--input-from {maker}: {type(error).__name__}: {error}", kind=type(error).__name__) from error
+    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], tuple) and isinstance(value[1], dict):
+        args, kwargs = value
+    elif isinstance(value, dict):
+        args, kwargs = (), value
+    else:
+        args, kwargs = (value if isinstance(value, tuple) else (value,)), {}
+    infos = [InputInfo(list(t.shape), str(t.dtype)[6:], "option") for t in tensors((args, kwargs))]
+    return args, kwargs, infos
+
+
+def inputs_of(
+    model: nn.Module, part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str
+) -> tuple[tuple[Any, ...], dict[str, Any], list[InputInfo]]:
+    """The arguments that ``part`` gets when ``model`` runs."""
+    from convaudit.graph import tensors
+    from convaudit.tracer import record
+
+    caught: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    hook = part.register_forward_pre_hook(lambda _, a, k: caught.append((a, k)), with_kwargs=True)
+    try:
+        record(model, args, kwargs)
+    finally:
+        hook.remove()
+    if not caught:
+        raise TargetError("input", f"the forward never calls {name!r}", kind="LookupError")
+    found, named = caught[0]
+    infos = [InputInfo(list(t.shape), str(t.dtype)[6:], "model") for t in tensors((found, named))]
+    return found, named, infos

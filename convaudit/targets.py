@@ -1,0 +1,210 @@
+"""Targets: a name on the command line becomes a model. Runs in a worker; building a target runs its code."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import difflib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from convaudit.construction import ConstructionLines, construction_locations, relative_path
+from convaudit.errors import TargetError
+
+
+@dataclass
+class BuiltTarget:
+    """A model, the lines its modules were constructed at, and its conventional input shape where one is known."""
+
+    model: nn.Module
+    lines: ConstructionLines
+    input_shape: tuple[int, ...] | None = None
+    notes: tuple[str, ...] = ()
+
+
+def build(target: str) -> BuiltTarget:
+    """Build ``model.py[:NAME[(ARGS)]]``, ``package.module:NAME``, ``timm:NAME`` or ``torchvision:NAME``.
+
+    Raises :class:`TargetError` with the step that failed and the user's own line.
+    """
+    head, _, name = target.partition(":")
+    for prefix, builder in (("timm", _timm), ("torchvision", _torchvision)):
+        if head == prefix and name:
+            return builder(name)
+    if head.endswith(".py"):
+        module = _load_file(Path(head))
+        return _from_module(module, name, target, Path(head).resolve())
+    if not name:
+        raise TargetError("read", f"{target}: neither a .py file nor MODULE:NAME, timm:NAME or torchvision:NAME", kind="ValueError")
+    with _blaming("import", None):
+        if str(Path.cwd()) not in sys.path:
+            sys.path.insert(0, str(Path.cwd()))
+        module = importlib.import_module(head)
+    return _from_module(module, name, target, Path(getattr(module, "__file__", "") or "."))
+
+
+def _timm(name: str) -> BuiltTarget:
+    with _blaming("import", None):
+        import timm
+    if not timm.is_model(name):
+        raise TargetError("construct", f"timm has no model {name!r}{_nearest(name, timm.list_models())}", kind="LookupError")
+    return _construct(lambda: timm.create_model(name, pretrained=False))
+
+
+def _torchvision(name: str) -> BuiltTarget:
+    with _blaming("import", None):
+        from torchvision import models
+    if name not in models.list_models():
+        raise TargetError("construct", f"torchvision has no model {name!r}{_nearest(name, models.list_models())}", kind="LookupError")
+    import inspect
+
+    accepted = inspect.signature(models.get_model_builder(name)).parameters
+    extra = {"weights_backbone": None} if "weights_backbone" in accepted else {}
+    built = _construct(lambda: models.get_model(name, weights=None, **extra))
+    home = type(built.model).__module__
+    if ".video" in home:
+        built.input_shape = (1, 3, 16, 224, 224) if ("mvit" in name or "swin" in name) else (1, 3, 16, 112, 112)
+    elif ".segmentation" in home:
+        built.input_shape = (1, 3, 520, 520)
+    elif ".optical_flow" not in home and ".detection" not in home:
+        built.input_shape = (1, 3, 299, 299) if name == "inception_v3" else (1, 3, 224, 224)
+    return built
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    match = difflib.get_close_matches(word, known, 1, 0.4)
+    return f"; the nearest is {match[0]!r}" if match else ""
+
+
+def _load_file(path: Path) -> Any:
+    if not path.is_file():
+        raise TargetError("read", f"{path}: no such file", kind="FileNotFoundError")
+    try:
+        source = path.read_bytes()
+        ast.parse(source, str(path))
+    except OSError as error:
+        raise TargetError("read", f"{path}: cannot be read: {error.strerror}", kind=type(error).__name__) from error
+    except (SyntaxError, ValueError) as error:
+        line = getattr(error, "lineno", None) or 1
+        raise TargetError(
+            "import", f"{path}:{line}: syntax error: {getattr(error, 'msg', error)}", kind="SyntaxError",
+            path=relative_path(str(path)), line=line,
+        ) from error  # fmt: skip
+    folder = str(path.resolve().parent)
+    sys.path.insert(0, folder)
+    spec = importlib.util.spec_from_file_location(path.stem, path.resolve())
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    with _blaming("import", path):
+        spec.loader.exec_module(module)
+    return module
+
+
+def _from_module(module: Any, name: str, target: str, path: Path) -> BuiltTarget:
+    if not name:
+        raise TargetError("construct", f"{target}: name a model, as in {target}:Net", kind="ValueError")
+    bare, _, call = name.partition("(")
+    args, kwargs = _literals(call, target) if call else ((), {})
+    found = module
+    for part in bare.split("."):
+        if not hasattr(found, part):
+            known = [k for k, v in vars(module).items() if isinstance(v, type) and issubclass(v, nn.Module)]
+            raise TargetError("construct", f"{target}: no {bare!r} in it{_nearest(bare, known)}", kind="AttributeError")
+        found = getattr(found, part)
+    if isinstance(found, nn.Module):
+        return BuiltTarget(unwrap(found), ConstructionLines())
+    if isinstance(found, type) and not issubclass(found, nn.Module):
+        raise TargetError("construct", f"{target}: class {bare} is not an nn.Module", kind="TypeError")
+    if not callable(found):
+        raise TargetError("construct", f"{target}: {bare} is a {type(found).__name__}, not a model", kind="TypeError")
+    maker: Callable[..., Any] = found
+    return _construct(lambda: maker(*args, **kwargs), path, target)
+
+
+def _literals(call: str, target: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    try:
+        node = ast.parse(f"f({call}", mode="eval").body
+        assert isinstance(node, ast.Call)
+        args = tuple(ast.literal_eval(a) for a in node.args)
+        return args, {k.arg: ast.literal_eval(k.value) for k in node.keywords if k.arg}
+    except (SyntaxError, ValueError, AssertionError) as error:
+        raise TargetError("construct", f"{target}: arguments must be literals, as in Net(num_classes=10)", kind="ValueError") from error
+
+
+def _construct(make: Callable[[], Any], path: Path | None = None, target: str = "") -> BuiltTarget:
+    """Build on meta; where the constructor needs real values, again with only its parameters on meta."""
+    note: tuple[str, ...] = ()
+    with construction_locations() as lines:
+        try:
+            with torch.device("meta"):
+                model = make()
+        except (NotImplementedError, RuntimeError, ValueError, TypeError, AssertionError) as error:
+            if isinstance(error, TypeError) and "argument" in str(error):
+                with _blaming("construct", path, target):
+                    raise
+            note = (f"constructed on the CPU, parameters on meta ({type(error).__name__} under the meta device)",)
+            with _blaming("construct", path, target), _parameters_on_meta():
+                model = make()
+        except BaseException:  # noqa: BLE001 - a constructor may raise anything; _blaming reports it
+            with _blaming("construct", path, target):
+                raise
+    if not isinstance(model, nn.Module):
+        raise TargetError("construct", f"{target}: gives a {type(model).__name__}, not an nn.Module", kind="TypeError")
+    return BuiltTarget(unwrap(model), lines, notes=note)
+
+
+@contextlib.contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    original = nn.Module.register_parameter
+
+    def register(self: nn.Module, name: str, param: Any) -> None:
+        if param is not None and param.device.type != "meta" and not isinstance(param, nn.parameter.UninitializedParameter):
+            param = nn.Parameter(param.detach().to("meta"), param.requires_grad)
+        original(self, name, param)
+
+    nn.Module.register_parameter = register  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = original  # type: ignore[method-assign]
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside DataParallel, DistributedDataParallel or torch.compile's wrapper."""
+    while type(model).__name__ in ("DataParallel", "DistributedDataParallel", "OptimizedModule"):
+        inner = getattr(model, "module", None) or getattr(model, "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
+            break
+        model = inner
+    return model
+
+
+@contextlib.contextmanager
+def _blaming(step: Any, path: Path | None, target: str = "") -> Iterator[None]:
+    """Turn whatever the user's code raises into a TargetError that names its own line."""
+    from convaudit.tracer import _user_line
+
+    try:
+        yield
+    except TargetError:
+        raise
+    except BaseException as error:  # noqa: BLE001 - user code may raise anything, SystemExit included
+        where, line = _user_line(error)
+        if where is None and path is not None:
+            where, line = relative_path(str(path)), 1
+        text = str(error).strip().splitlines()
+        what = text[0] if text else "no message"
+        place = f"{where}:{line}: " if where else f"{target}: " if target else ""
+        raise TargetError(
+            step, f"{place}{step} failed: {type(error).__name__}: {what}", kind=type(error).__name__, path=where, line=line
+        ) from error

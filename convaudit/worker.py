@@ -1,0 +1,111 @@
+"""The worker process: imports torch at once, then audits one target for each JSON line it reads.
+
+Results go to the descriptor that was standard output; whatever user code prints goes to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+
+def main() -> None:
+    """Answer requests until standard input ends."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    requests = os.fdopen(os.dup(0), "rb")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    import torch  # noqa: F401
+
+    answers.write(b"ready\n")
+    answers.flush()
+    import msgspec
+
+    known = set(sys.modules)
+    path = list(sys.path)
+    for line in requests:
+        request = json.loads(line)
+        result = _answer(request)
+        answers.write(msgspec.json.encode(result) + b"\n")
+        answers.flush()
+        sys.path[:] = path
+        for name in set(sys.modules) - known:
+            file = getattr(sys.modules[name], "__file__", None) or ""
+            if file and "site-packages" not in file and "convaudit" not in name and not file.startswith(sys.prefix) and not file.startswith(sys.base_prefix):
+                del sys.modules[name]
+
+
+def _answer(request: dict[str, object]) -> object:
+    from convaudit.errors import ConvauditError, TargetError
+    from convaudit.result import TargetFailure, failed_target
+
+    target = str(request["target"])
+    sys.argv = [target]
+    try:
+        return _audit(target, request)
+    except TargetError as error:
+        failure = TargetFailure(error.step, error.kind, str(error), error.path, error.line)
+    except ConvauditError as error:
+        failure = TargetFailure("input", type(error).__name__, str(error), None, None)
+    except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001 - one target must not take the others along
+        if os.environ.get("CONVAUDIT_DEBUG"):
+            raise
+        failure = TargetFailure("trace", type(error).__name__, f"convaudit broke on {target}: {error!r}", None, None)
+    return failed_target(target, failure)
+
+
+def _audit(target: str, request: dict[str, object]) -> object:
+    from typing import Any, cast
+
+    import torch
+
+    from convaudit import inputs, targets
+    from convaudit.engine import audit_model
+    from convaudit.errors import TargetError
+    from convaudit.result import InputInfo
+    from convaudit.settings import AuditSettings
+
+    settings = AuditSettings(**cast("dict[str, Any]", request["settings"]))
+    specs = cast("list[str]", request.get("input") or [])
+    configured = [settings.input] if isinstance(settings.input, str) else list(settings.input or [])
+    if isinstance(settings.input, dict):
+        configured = [f"{k}:{v}" for k, v in settings.input.items()]
+    given = inputs.given_inputs(specs, "option") if specs else None
+    with torch.no_grad():
+        built = targets.build(target)
+        model = built.model
+        args: tuple[Any, ...]
+        kwargs: dict[str, Any] = {}
+        own = inputs.model_inputs(model)
+        maker = request.get("input_from")
+        if given:
+            args, kwargs, infos = given
+        elif maker:
+            args, kwargs, infos = inputs.made_inputs(str(maker))
+        elif configured:
+            args, kwargs, infos = inputs.given_inputs(configured, "config")
+        elif own:
+            args, infos = own
+        elif built.input_shape:
+            args = (torch.empty(built.input_shape, device="meta"),)
+            infos = [InputInfo(list(built.input_shape), "float32", "model")]
+        else:
+            args, infos = inputs.inferred_inputs(model)
+        part = request.get("submodule")
+        locations = built.lines.named(model)
+        if part:
+            try:
+                child = model.get_submodule(str(part))
+            except AttributeError as error:
+                raise TargetError("input", f"{target} has no submodule {part!r}", kind="AttributeError") from error
+            args, kwargs, infos = inputs.inputs_of(model, child, args, kwargs, str(part))
+            model, locations = child, built.lines.named(child)
+        result = audit_model(model, args, kwargs, target=target, settings=settings, inputs=infos, locations=locations)
+    result.notes.extend(built.notes)
+    return result
+
+
+if __name__ == "__main__":
+    main()
