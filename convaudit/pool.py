@@ -1,0 +1,126 @@
+"""Worker processes as the parent sees them: started early, one target at a time, replaced when they die or hang."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from convaudit.result import TargetFailure, TargetResult, failed_target
+
+_START_LIMIT = 120.0  # seconds that a worker may take to import torch
+
+
+class Worker:
+    """One child process that audits targets."""
+
+    def __init__(self) -> None:
+        self.ready = False
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "convaudit.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+        )
+        self._buffer = b""
+
+    def ask(self, request: dict[str, Any], timeout: float) -> TargetResult:
+        """The result of one target; a dead or hung worker gives a failed one (the worker is then gone)."""
+        target = request["target"]
+        if not self.ready and self._line(_START_LIMIT) != b"ready":
+            return self._lost(target, "the worker did not start; is torch installed? pip install torch", "import")
+        self.ready = True
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(json.dumps(request).encode() + b"\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            return self._lost(target, "the worker died before the target was read", "trace")
+        line = self._line(timeout)
+        if line is None:
+            if self.process.poll() is None:
+                return self._lost(target, f"{target}: no answer within {timeout:g} s (--timeout); the forward or the import may loop", "trace")
+            code = self.process.returncode
+            how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
+            return self._lost(target, f"{target}: its process died with {how} while it was audited", "trace")
+        return msgspec.json.decode(line, type=TargetResult)
+
+    def _line(self, timeout: float) -> bytes | None:
+        assert self.process.stdout is not None
+        deadline = time.monotonic() + timeout
+        while b"\n" not in self._buffer:
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([self.process.stdout], [], [], left)[0]:
+                return None
+            chunk = os.read(self.process.stdout.fileno(), 1 << 20)
+            if not chunk:
+                self.process.wait()
+                return None
+            self._buffer += chunk
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return line
+
+    def _lost(self, target: str, message: str, step: Any) -> TargetResult:
+        self.kill()
+        return failed_target(target, TargetFailure(step, "WorkerLost", message, None, None))
+
+    def kill(self) -> None:
+        """End the process and everything it started."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can take another target."""
+        return self.process.poll() is None
+
+
+class Pool:
+    """Up to ``jobs`` workers; the first starts at once, so that torch is imported while the parent gets ready."""
+
+    def __init__(self, jobs: int = 1) -> None:
+        self.jobs = max(1, jobs)
+        self._workers: list[Worker] = [Worker()]
+
+    def run(self, requests: list[dict[str, Any]], timeout: float, done: Callable[[TargetResult], None]) -> list[TargetResult]:
+        """Results in the order of the requests; ``done`` is called after each."""
+        waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for index in range(len(requests)):
+            waiting.put(index)
+        results: dict[int, TargetResult] = {}
+
+        def serve(worker: Worker) -> None:
+            while True:
+                try:
+                    index = waiting.get_nowait()
+                except queue.Empty:
+                    return
+                if not worker.alive:
+                    worker = Worker()
+                    self._workers.append(worker)
+                results[index] = worker.ask(requests[index], timeout)
+                done(results[index])
+
+        while len(self._workers) < min(self.jobs, len(requests)):
+            self._workers.append(Worker())
+        threads = [threading.Thread(target=serve, args=(w,), daemon=True) for w in list(self._workers)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            while thread.is_alive():
+                thread.join(0.2)
+        return [results[i] for i in range(len(requests))]
+
+    def close(self) -> None:
+        """End every worker."""
+        for worker in self._workers:
+            worker.kill()
