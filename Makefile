@@ -8,6 +8,7 @@ demo: .venv/.demo
 	$(BIN)/convaudit demo
 
 test: .venv/.test
+	@command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium; } >/dev/null 2>&1 || echo "no chromium: browser tests are skipped"
 	$(BIN)/python -m pytest -n 2
 
 lint: .venv/.test
@@ -25,5 +26,5 @@ zoo: .venv/.demo
 	touch $@
 
 .venv/.test: .venv/.demo
-	$(PIP) pytest pytest-xdist hypothesis jsonschema hatchling build ruff mypy
+	$(PIP) pytest pytest-xdist jsonschema playwright ruff mypy
 	touch $@

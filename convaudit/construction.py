@@ -67,8 +67,11 @@ def construction_locations() -> Iterator[ConstructionLines]:
 
 
 def relative_path(path: str) -> str:
-    """``path`` relative to the repository root (or the working directory), where it lies inside it."""
+    """``path`` relative to the repository root (or the working directory), or to site-packages; else absolute."""
     path = os.path.abspath(path)
+    for part in _LIBRARY:
+        if part in path:
+            return path.rpartition(part)[2]
     root = repository_root(os.getcwd())
     return os.path.relpath(path, root) if path.startswith(root + os.sep) else path
 

@@ -62,7 +62,7 @@ class AuditSettings:
             if key not in known:
                 raise SettingsError(f"{where}: unknown setting {key!r}{_nearest(key, list(known))}")
             current = getattr(settings, known[key])
-            expected: Any = {None: int}.get(current, type(current)) if key != "input" else object
+            expected: Any = object if key == "input" else int if current is None else type(current)
             if value is not None and (not isinstance(value, expected) or (expected is int and isinstance(value, bool))):
                 raise SettingsError(f"{where}: {key} must be {expected.__name__}, not {type(value).__name__}")
             setattr(settings, known[key], value)

@@ -1,0 +1,136 @@
+"""Bad input: one clear line on stderr, exit code 2, no traceback; JSON is printed all the same."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+NET = """
+import torch
+from torch import nn
+class Net(nn.Module):
+    def __init__(self, width=8):
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, 3)
+        self.head = nn.Conv2d(width, 4, 1)
+    def forward(self, x):
+        return self.head(self.conv(x))
+class Needs(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+class Raises(nn.Module):
+    def __init__(self):
+        raise KeyError("no such width")
+class Loops(Net):
+    def forward(self, x):
+        while True:
+            pass
+class Dies(Net):
+    def forward(self, x):
+        import os, signal
+        os.kill(os.getpid(), signal.SIGKILL)
+class Plain:
+    pass
+"""
+
+
+def convaudit(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "convaudit", *args], cwd=cwd, capture_output=True, text=True, timeout=200, check=False
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "net.py").write_text(NET)
+    (tmp_path / "broken.py").write_text("class Net(:\n")
+    (tmp_path / "lost.py").write_text("import torch\nimport no_such_package\n")
+    (tmp_path / "leaves.py").write_text("import sys\nsys.exit(3)\n")
+    (tmp_path / "bad.toml").write_text("selekt = ['CNV101']\n")
+    (tmp_path / "option.toml").write_text("[rules.CNV101]\nmin-parms = 5\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["nothing.py:Net"], "no such file"),
+        (["nothing.py"], "no such file"),
+        (["broken.py:Net"], "broken.py:1: syntax error"),
+        (["broken.py"], "broken.py:1: syntax error"),
+        (["lost.py:Net"], "lost.py:2: import failed: ModuleNotFoundError"),
+        (["leaves.py:Net"], "leaves.py:2: import failed: SystemExit"),
+        (["net.py:Plain"], "not an nn.Module"),
+        (["net.py:Nett"], "nearest is 'Net'"),
+        (["net.py:Needs"], "missing 1 required positional argument"),
+        (["net.py:Raises"], "net.py:16: construct failed: KeyError"),
+        (["net.py:Net(width=open('x'))"], "arguments must be literals"),
+        (["timm:resnet5O"], "nearest is 'resnet50"),
+        (["torchvision:vgg161"], "nearest is 'vgg16"),
+        (["net.py:Net", "--input", "1x3x32"], "--input '1x3x32' is not"),
+        (["net.py:Net", "--input", "1,4,32,32"], "layer conv (Conv2d 3→8, expected 3 channels) failed on input [1, 4, 32, 32]"),
+        (["net.py:Loops", "--input", "1,3,32,32", "--timeout", "2"], "no answer within 2 s"),
+        (["net.py:Dies", "--input", "1,3,32,32"], "SIGKILL"),
+        (["net.py:Net", "--select", "CNV999"], "unknown rule 'CNV999'"),
+        (["net.py:Net", "--config", "bad.toml"], "unknown setting 'selekt'; did you mean 'select'?"),
+        (["net.py:Net", "--config", "option.toml"], "did you mean 'min-params'?"),
+        (["net.py:Net", "-o", "report.docx"], "the format comes from the suffix"),
+        (["net.py:Net", "-o", "missing/report.html"], "no such directory missing"),
+        (["net.py:Net", "--submodule", "neck"], "no submodule 'neck'"),
+        (["net.py:Net", "--no-such-option"], "No such option"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_one_line_and_exit_2(folder: Path, args: list[str], says: str) -> None:
+    done = convaudit("check", *args, cwd=folder)
+
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 2
+
+
+def test_a_failed_target_is_in_the_json_and_costs_only_itself(folder: Path) -> None:
+    done = convaudit("check", "net.py:Dies", "net.py:Net", "--input", "1,3,32,32", "--format", "json", cwd=folder)
+    result: dict[str, Any] = json.loads(done.stdout)
+
+    assert [t["status"] for t in result["targets"]] == ["failed", "ok"]
+    assert result["targets"][0]["totals"] is None
+    assert [f["rule"] for f in result["targets"][0]["findings"]] == ["CNV001"]
+    assert done.returncode == 2
+
+
+def test_user_prints_do_not_spoil_the_json(folder: Path) -> None:
+    (folder / "loud.py").write_text("print('import')\n" + NET)
+    done = convaudit("check", "loud.py:Net", "--format", "json", cwd=folder)
+
+    assert json.loads(done.stdout)["targets"][0]["inputs"][0]["source"] == "inferred"
+    assert "import" in done.stderr
+
+
+def test_findings_exit_1_and_name_the_constructing_line(folder: Path) -> None:
+    (folder / "big.py").write_text(
+        "from torch import nn\n\n\ndef net():\n    return nn.Sequential(\n        nn.Conv2d(3, 64, 3, 2, 1),\n"
+        "        nn.Flatten(),\n        nn.Linear(64 * 16 * 16, 128),\n    )\n"
+    )
+    done = convaudit("check", "big.py:net", "--input", "1,3,32,32", "-o", "r.html", "-o", "r.md", "-o", "r.json", cwd=folder)
+
+    assert done.returncode == 1
+    assert "big.py:8: CNV101 warning" in done.stdout
+    assert all((folder / f"r.{suffix}").stat().st_size > 500 for suffix in ("html", "md", "json"))
+
+
+def test_commands_that_need_no_model_do_not_import_torch(folder: Path) -> None:
+    code = (
+        "import sys\nfrom convaudit.cli import cli\n"
+        "for args in (['--help'], ['rule'], ['rule', 'CNV101']):\n    cli(args, standalone_mode=False)\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
+
+    assert done.stderr == ""
+    assert done.returncode == 0

@@ -1,0 +1,177 @@
+"""The tracer on real models: its graph runs, its figures match torch's, the model comes back as it was."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import timm
+import torch
+from convaudit import trace
+from convaudit.errors import TargetError
+from convaudit.graph import VAL, tensors
+from convaudit.tracer import record
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+REAL = """resnet18 vgg11 efficientnet_b0 mobilenetv3_small_100 convnext_atto swin_tiny_patch4_window7_224
+vit_tiny_patch16_224 densenet121 regnetx_002 mixer_s32_224 ghostnet_100 inception_v3 xcit_nano_12_p8_224 levit_128s
+poolformer_s12 repvgg_a0 mobileone_s0 tf_efficientnet_b0 edgenext_xx_small nfnet_l0 cait_xxs24_224
+deit_tiny_distilled_patch16_224 skresnet18 resnest14d dpn48b eva02_tiny_patch14_224""".split()
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_graph_module_gives_the_models_own_output(name: str) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model(name).eval()
+    x = torch.randn(1, *model.pretrained_cfg["input_size"])
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    graph = trace(model, x)
+
+    with torch.no_grad():
+        torch.testing.assert_close(graph.graph_module(x), model(x))
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert graph.status == "ok"
+
+
+@pytest.mark.parametrize("name", timm.list_models()[7::40])
+def test_zoo_sample(name: str) -> None:
+    try:
+        with torch.device("meta"):
+            model = timm.create_model(name).eval()
+    except (RuntimeError, NotImplementedError):
+        model = timm.create_model(name).eval().to("meta")
+    x = torch.empty(1, *model.pretrained_cfg["input_size"], device="meta")
+    graph = trace(model, x)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.requires_grad_(False)(x)  # its module tracker wants gradients where parameters do
+
+    assert graph.status == "ok"
+    assert graph.totals is not None
+    assert graph.totals.uncounted_ops == []
+    assert graph.totals.parameters == sum(p.numel() for p in model.parameters())
+    assert sum(row.parameters for row in graph.layers) == graph.totals.parameters
+    assert graph.totals.macs == pytest.approx(counter.get_total_flops() / 2, rel=0.005)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "swin_tiny_patch4_window7_224", "efficientnet_b0", "inception_v3", "convnext_atto"])
+def test_formulas_equal_torchs_own_shapes(name: str) -> None:
+    with torch.device("meta"):
+        model = timm.create_model(name).eval()
+        x = torch.empty(1, *model.pretrained_cfg["input_size"])
+    fast, slow = (record(model, (x,), {}, formulas=flag) for flag in (True, False))
+
+    pairs = list(zip(fast.graph.nodes, slow.graph.nodes, strict=True))
+    assert all(
+        [(t.shape, t.dtype) for t in tensors(a.meta.get(VAL))] == [(t.shape, t.dtype) for t in tensors(b.meta.get(VAL))]
+        for a, b in pairs
+    )
+
+
+class Odd(nn.Module):
+    """Reused module, tied weights, bare parameter, keyword and nested inputs, functional calls, in-place ops."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared = nn.Linear(8, 8)
+        self.tied = nn.Linear(8, 8)
+        self.tied.weight = self.shared.weight
+        self.scale = nn.Parameter(torch.ones(8))
+        self.never = nn.Linear(3, 3)
+
+    def forward(self, x: Any, more: dict[str, Any], *, shift: Any) -> Any:
+        x = self.shared(self.shared(x)) * self.scale
+        x = self.tied(nn.ReLU()(x)) + more["y"][0]
+        x[:, 0] = 0
+        x += torch.arange(8, dtype=x.dtype) + shift
+        if x.shape[1] > 4:
+            x = x.clone().mul_(2)
+        return {"out": x}
+
+
+def test_odd_model() -> None:
+    model = Odd()
+    args = {"x": torch.randn(2, 8), "more": {"y": [torch.randn(2, 8)]}, "shift": torch.ones(8)}
+    graph = trace(model, args)
+
+    torch.testing.assert_close(graph.graph_module(**args), model(**args))
+    rows = {(r.name, r.call): r for r in graph.layers}
+    assert rows["shared", 0].parameters == 72
+    assert rows["shared", 1].parameters == 0
+    assert rows["tied", 0].parameters == 8
+    assert rows["never", None].parameters == 12
+    assert any(r.kind == "parameter" and r.parameters == 8 for r in graph.layers)
+    assert sum(r.parameters for r in graph.layers) == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("module", "args"),
+    [
+        (nn.LSTM(8, 16, 2, bidirectional=True), (torch.randn(5, 2, 8),)),
+        (nn.MultiheadAttention(16, 4, batch_first=True), (torch.randn(2, 5, 16),) * 3),
+        (nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 2), (torch.randn(2, 5, 16),)),
+        (nn.Conv2d(3, 4, 3).half(), (torch.randn(1, 3, 8, 8).half(),)),
+    ],
+    ids=["lstm", "attention", "encoder", "half"],
+)
+def test_library_modules(module: nn.Module, args: Any) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = module
+
+        def forward(self, *values: Any) -> Any:
+            return self.inner(*values)
+
+    model = Net().train()
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    rng = torch.get_rng_state()
+    graph = trace(model, args)
+
+    assert model.training
+    assert module.training
+    assert torch.equal(rng, torch.get_rng_state())
+    assert torch.backends.mha.get_fastpath_enabled() == fast_path
+    assert graph.totals is not None
+    assert graph.totals.macs
+    assert graph.totals.uncounted_ops == []
+
+
+def test_lazy_model_stays_lazy() -> None:
+    model = nn.Sequential(nn.LazyConv2d(4, 3), nn.Flatten(), nn.LazyLinear(2))
+    graph = trace(model, torch.randn(1, 3, 8, 8))
+
+    assert isinstance(model[0].weight, nn.parameter.UninitializedParameter)
+    assert graph.totals is not None
+    assert graph.totals.parameters == 4 * 27 + 4 + 4 * 36 * 2 + 2
+
+
+def test_a_branch_on_data_is_partial() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x: Any) -> Any:
+            return self.fc(x) if x.sum().item() > 0 else x
+
+    graph = trace(Net(), torch.randn(1, 4))
+
+    assert graph.status == "partial"
+    assert graph.tracer == "recorded-cpu"
+
+
+def test_a_rejected_shape_names_the_layer() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(4, 8, 3))
+
+    with pytest.raises(TargetError, match=r"layer 1 \(Conv2d 4→8, expected 4 channels\) failed on input \[1, 8, 6, 6\]"):
+        trace(model, torch.randn(1, 3, 8, 8))
+
+
+def test_receptive_field_of_resnet18() -> None:
+    with torch.device("meta"):
+        model = timm.create_model("resnet18")
+        graph = trace(model, torch.empty(1, 3, 224, 224))
+    last = [r for r in graph.layers if r.kind == "conv"][-1]
+
+    assert last.receptive_field_largest == [435, 435]  # Araujo et al. 2019, table 1 (ResNet family, v1 18 layers)
