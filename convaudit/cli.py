@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from convaudit import __version__
+from convaudit.calc import calc
 from convaudit.errors import ConvauditError, ReportError, UsageError
 from convaudit.settings import CONVENTIONS, FAIL_ON, AuditSettings, find_settings, read_settings
 
@@ -316,3 +317,6 @@ def demo(output_dir: Path, jobs: int) -> None:
         click.echo(f"wrote {path}")
     if result.summary.failed:
         sys.exit(2)
+
+
+cli.add_command(calc)
