@@ -12,7 +12,7 @@ def main() -> None:
 
     try:
         cli()
-    except Exception as error:  # noqa: BLE001 - the last resort: never a traceback for the user
+    except Exception as error:
         if os.environ.get("CONVAUDIT_DEBUG"):
             raise
         sys.stderr.write(f"convaudit broke: {type(error).__name__}: {error}; CONVAUDIT_DEBUG=1 shows where\n")

@@ -16,9 +16,7 @@ _WEIGHTED = ("conv", "linear", "norm", "embedding", "recurrent", "attention", "a
 
 def cost_call(call: Call, node: Node) -> None:
     """Fill in MACs, FLOPs and activation bytes of one call."""
-    call.macs, call.flops = flops.cost(
-        call.op, call.inputs, call.outputs, call.scalars["weights"], call.scalars
-    )
+    call.macs, call.flops = flops.cost(call.op, call.inputs, call.outputs, call.scalars["weights"], call.scalars)
     call.activation_bytes = 0 if call.alias else sum(t.numel() * t.element_size() for t in tensors(node.meta[VAL]))
 
 
@@ -31,13 +29,23 @@ def account(graph: LayerGraph) -> None:
     rows: list[LayerRow] = []
     seen: set[str] = set()
     for node, call in graph.calls:
-        held = sum(graph.parameters[p].numel() for p in owners.get((call.layer, call.kind in _WEIGHTED), ()) if p not in seen)
+        held = sum(
+            graph.parameters[p].numel() for p in owners.get((call.layer, call.kind in _WEIGHTED), ()) if p not in seen
+        )
         if call.kind in _WEIGHTED:
             seen.update(owners.get((call.layer, True), ()))
         else:
             held = 0
         functional = node.op != "call_module"
-        if functional and not held and not call.parameters and not call.macs and not call.flops and not call.activation_bytes and call.macs is not None:
+        if (
+            functional
+            and not held
+            and not call.parameters
+            and not call.macs
+            and not call.flops
+            and not call.activation_bytes
+            and call.macs is not None
+        ):
             continue
         field = fields.get(node)
         rows.append(
@@ -106,9 +114,7 @@ def totals(graph: LayerGraph) -> Totals:
         name = str(parameter.dtype).removeprefix("torch.")
         by_dtype[name] = by_dtype.get(name, 0) + parameter.numel() * parameter.element_size()
     rows = graph.layers
-    fc = {
-        call.layer for _, call in graph.calls if call.linear and call.inputs and len(call.inputs[0]) == 2
-    }
+    fc = {call.layer for _, call in graph.calls if call.linear and call.inputs and len(call.inputs[0]) == 2}
     return Totals(
         parameters=sum(p.numel() for p in parameters),
         trainable_parameters=sum(p.numel() for p in parameters if p.requires_grad),

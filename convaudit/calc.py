@@ -11,7 +11,9 @@ import click
 BYTES = 4  # float32
 
 
-def linear_cost(image: tuple[int, ...], units: int, channels: int = 1, dataset_size: int | None = None) -> dict[str, Any]:
+def linear_cost(
+    image: tuple[int, ...], units: int, channels: int = 1, dataset_size: int | None = None
+) -> dict[str, Any]:
     """Parameters of a Linear from a flattened ``channels``×``image`` to ``units`` (article §1.1).
 
     ``density`` is parameters per sample; above 10 the risk is High, above 1 Medium, else Low (article §1.2.3).
@@ -43,7 +45,9 @@ def conv_cost(
         raise ValueError(f"{inward} and {outward} channels are not divisible into {groups} groups")
     out = tuple((n + 2 * padding - dilation * (k - 1) - 1) // stride + 1 for n, k in zip(size, kernel))
     if min(out) < 1:
-        raise ValueError(f"a {kernel[0]}×{kernel[1]} kernel does not fit into {size[0]}×{size[1]} with padding {padding}")
+        raise ValueError(
+            f"a {kernel[0]}×{kernel[1]} kernel does not fit into {size[0]}×{size[1]} with padding {padding}"
+        )
     per = inward // groups
     macs = outward * prod(out) * per * prod(kernel)
     padded = [n + 2 * padding for n in size]
@@ -99,9 +103,13 @@ def linear(image: tuple[int, ...], units: int, channels: int, dataset_size: int 
     if form == "json":
         click.echo(json.dumps(cost))
         return
-    click.echo(f"Linear {cost['inputs']:,} → {units:,}: {cost['parameters']:,} parameters ({cost['weights']:,} weights, {units:,} bias), {cost['macs']:,} MACs")
+    click.echo(
+        f"Linear {cost['inputs']:,} → {units:,}: {cost['parameters']:,} parameters ({cost['weights']:,} weights, {units:,} bias), {cost['macs']:,} MACs"
+    )
     if dataset_size is not None:
-        click.echo(f"{cost['density']:,.1f} parameters a sample at {dataset_size:,} samples: over-fitting risk {cost['risk']}")
+        click.echo(
+            f"{cost['density']:,.1f} parameters a sample at {dataset_size:,} samples: over-fitting risk {cost['risk']}"
+        )
 
 
 @calc.command()
@@ -128,4 +136,6 @@ def conv(kernel: Any, inward: int, outward: int, size: Any, form: str, **geometr
         if row is None:
             click.echo(f"  {name:<9} not applicable (3×3, stride 1, dilation 1 only)")
         else:
-            click.echo(f"  {name:<9} {row['multiplications']:>16,} multiplications  {row['scratch_bytes']:>14,} bytes scratch")
+            click.echo(
+                f"  {name:<9} {row['multiplications']:>16,} multiplications  {row['scratch_bytes']:>14,} bytes scratch"
+            )

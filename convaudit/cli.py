@@ -43,13 +43,21 @@ def cli() -> None:
 
 def _audit_options(command: F) -> F:
     for option in (
-        click.option("--input", "inputs", multiple=True, metavar="[NAME:]SHAPE[:DTYPE]", help="Example input; repeats."),
+        click.option(
+            "--input", "inputs", multiple=True, metavar="[NAME:]SHAPE[:DTYPE]", help="Example input; repeats."
+        ),
         click.option("--input-from", metavar="MODULE:FUNCTION", help="A function that returns the example input."),
         click.option("--submodule", metavar="NAME", help="Audit a part of the model."),
         click.option("--config", type=click.Path(path_type=Path), help="Settings file."),
         click.option("--flop-convention", type=click.Choice(CONVENTIONS)),
         click.option("--jobs", type=click.IntRange(1), default=1, show_default=True),
-        click.option("--timeout", type=click.FloatRange(0, min_open=True), default=60.0, show_default=True, help="Seconds per target."),
+        click.option(
+            "--timeout",
+            type=click.FloatRange(0, min_open=True),
+            default=60.0,
+            show_default=True,
+            help="Seconds per target.",
+        ),
     ):
         command = option(command)
     return command
@@ -251,7 +259,10 @@ def show(target: str, depth: int | None, sort: str | None, jobs: int, timeout: f
     if sort:
         column = {"parameters": 3, "macs": 4, "flops": 5}[sort]
         table.sort(key=lambda row: -(row[column] or 0))
-    shown = [[r[0] or "(model)", r[1], str(r[2][0]) if r[2] else "-", *("?" if v is None else f"{v:,}" for v in r[3:])] for r in table]
+    shown = [
+        [r[0] or "(model)", r[1], str(r[2][0]) if r[2] else "-", *("?" if v is None else f"{v:,}" for v in r[3:])]
+        for r in table
+    ]
     totals = found.totals
     shown.append(["total", "", "", f"{totals.parameters:,}", f"{totals.macs or 0:,}", f"{totals.flops or 0:,}"])
     head = ["layer", "type", "output", "parameters", "MACs", f"FLOPs ({found.flop_convention})"]
@@ -296,7 +307,11 @@ def demo(output_dir: Path, jobs: int) -> None:
         settings = AuditSettings()
         output_dir.mkdir(parents=True, exist_ok=True)
         requests = [
-            {"target": f"convaudit.networks:{n}", "input": [shapes.get(n, "1,3,32,32")], "settings": dataclasses.asdict(settings)}
+            {
+                "target": f"convaudit.networks:{n}",
+                "input": [shapes.get(n, "1,3,32,32")],
+                "settings": dataclasses.asdict(settings),
+            }
             for n in names
         ]
         for package, real in (("torchvision", "vgg16"), ("timm", "resnet50"), ("timm", "efficientnet_b0")):

@@ -54,7 +54,9 @@ class Retrace:
 class Context:
     """One rule's view of one audit; analyses are shared between rules through ``graph.cache``."""
 
-    def __init__(self, graph: LayerGraph, rule: Rule, options: Options, settings: Any, target: str, example: Any) -> None:
+    def __init__(
+        self, graph: LayerGraph, rule: Rule, options: Options, settings: Any, target: str, example: Any
+    ) -> None:
         self.graph, self.rule, self.options, self.settings, self.target = graph, rule, options, settings, target
         self._args, self._kwargs = example
 
@@ -87,7 +89,13 @@ class Context:
     @property
     def is_classifier(self) -> bool:
         """All outputs are vectors."""
-        shapes = [t.shape for n in self.graph.graph.nodes if n.op == "output" for i in n.all_input_nodes for t in tensors(i.meta.get(VAL))]
+        shapes = [
+            t.shape
+            for n in self.graph.graph.nodes
+            if n.op == "output"
+            for i in n.all_input_nodes
+            for t in tensors(i.meta.get(VAL))
+        ]
         return bool(shapes) and all(len(s) <= 2 for s in shapes)
 
     @property
@@ -131,7 +139,9 @@ class Context:
             before = tensors(source.meta.get(VAL))
             call: Call | None = at.meta.get(CALL)
             if before and before[0].dim() >= 3:
-                flat = call is not None and call.kind == "reshape" and value[0].shape[1] == math.prod(before[0].shape[1:])
+                flat = (
+                    call is not None and call.kind == "reshape" and value[0].shape[1] == math.prod(before[0].shape[1:])
+                )
                 return at if flat else None
             if call is None or call.kind not in (*TRANSPARENT, "reshape"):
                 return None

@@ -59,13 +59,29 @@ C++ kernels and bookkeeping that would only hide the layer. Subclasses are follo
 
 _KINDS: dict[str, str] = {op: kind for op, kind in LEAVES.values()}
 _KINDS.update(dict.fromkeys(("matmul", "bmm", "mm", "mv", "addmm", "baddbmm", "einsum", "dot", "addbmm"), "matmul"))
-_KINDS.update(dict.fromkeys(("add", "mul", "sub", "div", "truediv", "cat", "concat", "stack", "maximum", "minimum"), "merge"))
+_KINDS.update(
+    dict.fromkeys(("add", "mul", "sub", "div", "truediv", "cat", "concat", "stack", "maximum", "minimum"), "merge")
+)
 _VIEWS = {
     "flatten", "unflatten", "view", "reshape", "permute", "transpose", "squeeze", "unsqueeze", "getitem", "expand",
     "expand_as", "chunk", "split", "unbind", "narrow", "select", "swapaxes", "movedim", "t", "T", "mT", "H", "detach",
     "contiguous", "identity", "view_as", "reshape_as", "unfold", "tensor_split", "split_with_sizes", "data", "real", "to", "float", "type", "type_as", "numpy_t", "ravel",
 }  # fmt: skip
-_MOVES = {"pad", "roll", "repeat", "tile", "clone", "gather", "index_select", "flip", "rot90", "repeat_interleave", "channel_shuffle", "pixel_shuffle", "pixel_unshuffle"}
+_MOVES = {
+    "pad",
+    "roll",
+    "repeat",
+    "tile",
+    "clone",
+    "gather",
+    "index_select",
+    "flip",
+    "rot90",
+    "repeat_interleave",
+    "channel_shuffle",
+    "pixel_shuffle",
+    "pixel_unshuffle",
+}
 _KINDS.update(dict.fromkeys(_VIEWS | _MOVES, "reshape"))
 _KINDS.update(dict.fromkeys(("scaled_dot_product_attention", "multi_head_attention_forward"), "attention"))
 _KINDS.update(dict.fromkeys(("interpolate", "upsample", "grid_sample"), "upsample"))
@@ -109,7 +125,13 @@ def function_name(function: Any) -> str:
 
 
 def describe(
-    recorder: _Recorder, node: Node, source: Any, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any], op: str | None = None
+    recorder: _Recorder,
+    node: Node,
+    source: Any,
+    result: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    op: str | None = None,
 ) -> Call:
     """The :class:`Call` of a node; ``source`` is the module or function that ran, ``args`` its values."""
     owner = recorder.stack[-1][0] if recorder.stack else ""
@@ -119,9 +141,11 @@ def describe(
     outputs = [tuple(t.shape) for t in out]
     if isinstance(source, nn.Module):
         op, kind = LEAVES.get(type(source), (type(source).__name__.lower(), "module"))
-        names = tuple(
-            recorder.attributes[id(p)][0] for p in source.parameters() if id(p) in recorder.attributes
-        ) if source._parameters or source._modules else ()
+        names = (
+            tuple(recorder.attributes[id(p)][0] for p in source.parameters() if id(p) in recorder.attributes)
+            if source._parameters or source._modules
+            else ()
+        )
         call = Call(
             op, kind, owner, type(source).__name__, 0, owner, [tuple(t.shape) for t in values], outputs, dtype, names,
             location=None, alias=_is_alias(op, kind, values, out) or (kind == "dropout"),
@@ -153,7 +177,9 @@ def describe(
         label = type(module).__name__ if module is not None and layer == owner else op
     if kind == "merge" and len(activations) + len(weights) < 2 and op not in ("cat", "stack"):
         kind = "elementwise"
-    scalars = {k: v for k, v in kwargs.items() if k in _KEPT or k in ("groups", "keepdim", "training", "dims", "dim0", "dim1")}
+    scalars = {
+        k: v for k, v in kwargs.items() if k in _KEPT or k in ("groups", "keepdim", "training", "dims", "dim0", "dim1")
+    }
     if op in _POSITIONAL:
         scalars.update(zip(_POSITIONAL[op], args[1:]))
     if op == "einsum":
@@ -208,7 +234,9 @@ def _functional_conv(op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     kernel = tuple(weight.shape[2:])
     groups = given.get("groups", 1)
     dilation = _axes(given.get("dilation", 1), len(kernel))
-    inward, outward = (weight.shape[0], weight.shape[1] * groups) if transposed else (weight.shape[1] * groups, weight.shape[0])
+    inward, outward = (
+        (weight.shape[0], weight.shape[1] * groups) if transposed else (weight.shape[1] * groups, weight.shape[0])
+    )
     return ConvConfig(
         inward, outward, kernel, _axes(given.get("stride", 1), len(kernel)),
         _effective_padding(given.get("padding", 0), kernel, dilation), dilation, groups, transposed,

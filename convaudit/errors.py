@@ -1,10 +1,10 @@
 """Errors a user can cause, each one clear line and exit code 2.
 
-    ConvauditError
-    ├── UsageError         the command line or an API call is malformed
-    ├── SettingsError      a settings file has an unknown key, a wrong type or an unreadable value
-    ├── TargetError        a target could not be read, imported, constructed, fed or traced
-    └── ReportError        a report could not be written
+ConvauditError
+├── UsageError         the command line or an API call is malformed
+├── SettingsError      a settings file has an unknown key, a wrong type or an unreadable value
+├── TargetError        a target could not be read, imported, constructed, fed or traced
+└── ReportError        a report could not be written
 """
 
 from __future__ import annotations

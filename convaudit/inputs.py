@@ -74,7 +74,9 @@ def inferred_inputs(model: nn.Module) -> tuple[tuple[Any, ...], list[InputInfo]]
         if graph.status == "ok":
             return (value,), [InputInfo(list(shape), str(dtype)[6:], "inferred")]
     last = f"; the last one tried: {tried[-1]}" if tried else ""
-    raise TargetError("input", f"no input could be inferred; give one with --input 1,3,224,224{last}", kind="InputError")
+    raise TargetError(
+        "input", f"no input could be inferred; give one with --input 1,3,224,224{last}", kind="InputError"
+    )
 
 
 def _candidates(model: nn.Module) -> list[tuple[tuple[int, ...], torch.dtype]]:
@@ -110,8 +112,10 @@ def made_inputs(maker: str) -> tuple[tuple[Any, ...], dict[str, Any], list[Input
     module, _, function = maker.partition(":")
     try:
         value = getattr(importlib.import_module(module), function)()
-    except Exception as error:  # noqa: BLE001 - the user's function may raise anything
-        raise TargetError("input", f"--input-from {maker}: {type(error).__name__}: {error}", kind=type(error).__name__) from error
+    except Exception as error:
+        raise TargetError(
+            "input", f"--input-from {maker}: {type(error).__name__}: {error}", kind=type(error).__name__
+        ) from error
     if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], tuple) and isinstance(value[1], dict):
         args, kwargs = value
     elif isinstance(value, dict):

@@ -28,7 +28,10 @@ class Worker:
     def __init__(self) -> None:
         self.ready = False
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "convaudit.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+            [sys.executable, "-m", "convaudit.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
         )
         self._buffer = b""
 
@@ -47,7 +50,11 @@ class Worker:
         line = self._line(timeout)
         if line is None:
             if self.process.poll() is None:
-                return self._lost(target, f"{target}: no answer within {timeout:g} s (--timeout); the forward or the import may loop", "trace")
+                return self._lost(
+                    target,
+                    f"{target}: no answer within {timeout:g} s (--timeout); the forward or the import may loop",
+                    "trace",
+                )
             code = self.process.returncode
             how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
             return self._lost(target, f"{target}: its process died with {how} while it was audited", "trace")
@@ -91,7 +98,9 @@ class Pool:
         self.jobs = max(1, jobs)
         self._workers: list[Worker] = [Worker()]
 
-    def run(self, requests: list[dict[str, Any]], timeout: float, done: Callable[[TargetResult], None]) -> list[TargetResult]:
+    def run(
+        self, requests: list[dict[str, Any]], timeout: float, done: Callable[[TargetResult], None]
+    ) -> list[TargetResult]:
         """Results in the order of the requests; ``done`` is called after each."""
         waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
         for index in range(len(requests)):

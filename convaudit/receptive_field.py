@@ -103,7 +103,12 @@ def _through(call: Call, field: ReceptiveField) -> ReceptiveField:
         dims = call.scalars.get("dim")
         over = {d % (axes + 2) for d in ([dims] if isinstance(dims, int) else dims)} if dims is not None else set()
         return _grow(field, [((n - 1) if i + 2 in over else 0, 1) for i, n in enumerate(call.inputs[0][2:])])
-    if call.kind == "upsample" and call.inputs and call.outputs and len(call.outputs[0]) == axes + 2 == len(call.inputs[0]):
+    if (
+        call.kind == "upsample"
+        and call.inputs
+        and call.outputs
+        and len(call.outputs[0]) == axes + 2 == len(call.inputs[0])
+    ):
         return _grow(field, [(0, n / m) for n, m in zip(call.inputs[0][2:], call.outputs[0][2:])])
     if call.kind in ("attention", "recurrent"):
         return ReceptiveField(None, None, field.small_jump, field.large_jump, True)

@@ -98,7 +98,7 @@ class Rewrite:
         self._refit(node, args)
         try:
             value = evaluate(node, self.root, args, kwargs)
-        except Exception as error:  # noqa: BLE001 - any failure means the advice does not fit this graph
+        except Exception as error:
             raise RewriteFailed(f"{node.name}: {error}") from error
         old = tensors(node.meta.get(VAL))
         new = tensors(value)

@@ -37,7 +37,13 @@ def _pair(value: Any, axes: int) -> tuple[int, ...]:
 
 def _conv(axes: int) -> Formula:
     def conv(
-        x: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+        x: Tensor,
+        weight: Tensor,
+        bias: Any = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
     ) -> Tensor | None:
         shape, kernel = x.shape, weight.shape
         if len(shape) != axes + 2 or x.dtype != weight.dtype or shape[1] != kernel[1] * groups or kernel[0] % groups:
@@ -49,9 +55,7 @@ def _conv(axes: int) -> Formula:
                 return None
         else:
             pads = tuple(2 * p for p in _pair(padding, axes))
-        out = [
-            (n + p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in zip(shape[2:], pads, holes, kernel[2:], steps)
-        ]
+        out = [(n + p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in zip(shape[2:], pads, holes, kernel[2:], steps)]
         if min(out) < 1:
             return None
         return x.new_empty((shape[0], kernel[0], *out))
@@ -125,7 +129,7 @@ def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = F
 
 @formula(F.softmax, F.log_softmax, torch.softmax, Tensor.softmax)
 def _softmax(x: Tensor, dim: int | None = None, *_: Any, dtype: Any = None, **__: Any) -> Tensor | None:
-    if dtype is not None or dim is None or not x.is_floating_point() or len(_) > 1 and _[1] is not None:
+    if dtype is not None or dim is None or not x.is_floating_point() or (len(_) > 1 and _[1] is not None):
         return None
     return x.new_empty(x.shape) if -x.dim() <= dim < x.dim() else None
 
@@ -157,7 +161,13 @@ for _function in (Tensor.__iadd__, Tensor.__imul__, Tensor.__isub__):
 
 def _pool(axes: int, maximum: bool) -> Formula:
     def pool(
-        x: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, *rest: Any, ceil_mode: bool = False, **named: Any
+        x: Tensor,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        *rest: Any,
+        ceil_mode: bool = False,
+        **named: Any,
     ) -> Tensor | None:
         if rest or x.dim() != axes + 2 or named.get("return_indices"):
             return None

@@ -43,7 +43,9 @@ def build(target: str) -> BuiltTarget:
         module = _load_file(Path(head))
         return _from_module(module, name, target, Path(head).resolve())
     if not name:
-        raise TargetError("read", f"{target}: neither a .py file nor MODULE:NAME, timm:NAME or torchvision:NAME", kind="ValueError")
+        raise TargetError(
+            "read", f"{target}: neither a .py file nor MODULE:NAME, timm:NAME or torchvision:NAME", kind="ValueError"
+        )
     with _blaming("import", None):
         if str(Path.cwd()) not in sys.path:
             sys.path.insert(0, str(Path.cwd()))
@@ -55,7 +57,9 @@ def _timm(name: str) -> BuiltTarget:
     with _blaming("import", None):
         import timm
     if not timm.is_model(name):
-        raise TargetError("construct", f"timm has no model {name!r}{_nearest(name, timm.list_models())}", kind="LookupError")
+        raise TargetError(
+            "construct", f"timm has no model {name!r}{_nearest(name, timm.list_models())}", kind="LookupError"
+        )
     return _construct(lambda: timm.create_model(name, pretrained=False))
 
 
@@ -63,7 +67,9 @@ def _torchvision(name: str) -> BuiltTarget:
     with _blaming("import", None):
         from torchvision import models
     if name not in models.list_models():
-        raise TargetError("construct", f"torchvision has no model {name!r}{_nearest(name, models.list_models())}", kind="LookupError")
+        raise TargetError(
+            "construct", f"torchvision has no model {name!r}{_nearest(name, models.list_models())}", kind="LookupError"
+        )
     import inspect
 
     accepted = inspect.signature(models.get_model_builder(name)).parameters
@@ -138,7 +144,9 @@ def _literals(call: str, target: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
         args = tuple(ast.literal_eval(a) for a in node.args)
         return args, {k.arg: ast.literal_eval(k.value) for k in node.keywords if k.arg}
     except (SyntaxError, ValueError, AssertionError) as error:
-        raise TargetError("construct", f"{target}: arguments must be literals, as in Net(num_classes=10)", kind="ValueError") from error
+        raise TargetError(
+            "construct", f"{target}: arguments must be literals, as in Net(num_classes=10)", kind="ValueError"
+        ) from error
 
 
 def _construct(make: Callable[[], Any], path: Path | None = None, target: str = "") -> BuiltTarget:
@@ -155,7 +163,7 @@ def _construct(make: Callable[[], Any], path: Path | None = None, target: str = 
             note = (f"constructed on the CPU, parameters on meta ({type(error).__name__} under the meta device)",)
             with _blaming("construct", path, target), _parameters_on_meta():
                 model = make()
-        except BaseException:  # noqa: BLE001 - a constructor may raise anything; _blaming reports it
+        except BaseException:
             with _blaming("construct", path, target):
                 raise
     if not isinstance(model, nn.Module):
@@ -168,7 +176,11 @@ def _parameters_on_meta() -> Iterator[None]:
     original = nn.Module.register_parameter
 
     def register(self: nn.Module, name: str, param: Any) -> None:
-        if param is not None and param.device.type != "meta" and not isinstance(param, nn.parameter.UninitializedParameter):
+        if (
+            param is not None
+            and param.device.type != "meta"
+            and not isinstance(param, nn.parameter.UninitializedParameter)
+        ):
             param = nn.Parameter(param.detach().to("meta"), param.requires_grad)
         original(self, name, param)
 
@@ -198,7 +210,7 @@ def _blaming(step: Any, path: Path | None, target: str = "") -> Iterator[None]:
         yield
     except TargetError:
         raise
-    except BaseException as error:  # noqa: BLE001 - user code may raise anything, SystemExit included
+    except BaseException as error:
         where, line = _user_line(error)
         if where is None and path is not None:
             where, line = relative_path(str(path)), 1
@@ -206,5 +218,9 @@ def _blaming(step: Any, path: Path | None, target: str = "") -> Iterator[None]:
         what = text[0] if text else "no message"
         place = f"{where}:{line}: " if where else f"{target}: " if target else ""
         raise TargetError(
-            step, f"{place}{step} failed: {type(error).__name__}: {what}", kind=type(error).__name__, path=where, line=line
+            step,
+            f"{place}{step} failed: {type(error).__name__}: {what}",
+            kind=type(error).__name__,
+            path=where,
+            line=line,
         ) from error

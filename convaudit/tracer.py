@@ -140,7 +140,10 @@ def _as_it_was(model: nn.Module) -> Iterator[None]:
     modules = list(model.modules())
     saved = [(m, dict(m.__dict__)) for m in modules]
     inner = [
-        (d, dict(d)) for m in modules for d in (m.__dict__.get(k) for k in ("_parameters", "_buffers", "_modules")) if d is not None
+        (d, dict(d))
+        for m in modules
+        for d in (m.__dict__.get(k) for k in ("_parameters", "_buffers", "_modules"))
+        if d is not None
     ]
     rng, fast_path = torch.get_rng_state(), torch.backends.mha.get_fastpath_enabled()
     call = nn.Module.__call__
@@ -178,8 +181,10 @@ def _materialise(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     try:
         with torch.no_grad(), META:
             model(*move(args), **move(kwargs))
-    except Exception as error:  # noqa: BLE001 - the user's forward may raise anything
-        raise TargetError("trace", f"the dry forward for lazy modules failed: {_first_line(error)}", kind=type(error).__name__) from error
+    except Exception as error:
+        raise TargetError(
+            "trace", f"the dry forward for lazy modules failed: {_first_line(error)}", kind=type(error).__name__
+        ) from error
     for module, flag in training.items():
         module.training = flag
     return model
@@ -234,7 +239,17 @@ class _FormulaMode(TorchFunctionMode):
         return _run(function, args, kwargs or {})
 
 
-_VALUE_METHODS = {"item", "__bool__", "__int__", "__float__", "__index__", "tolist", "numpy", "__array__", "__complex__"}
+_VALUE_METHODS = {
+    "item",
+    "__bool__",
+    "__int__",
+    "__float__",
+    "__index__",
+    "tolist",
+    "numpy",
+    "__array__",
+    "__complex__",
+}
 _PROPERTIES = {"T", "mT", "H", "mH", "real", "imag", "data"}
 _MOVES = {"to", "cuda", "cpu", "type", "type_as", "xpu", "npu"}
 
@@ -324,7 +339,11 @@ class _Recorder(TorchFunctionMode):
         if self.on_meta:
             if value.device.type == "meta":
                 return value
-            made = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=META) if not value.is_sparse else value
+            made = (
+                torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=META)
+                if not value.is_sparse
+                else value
+            )
         elif is_buffer and value.device.type != "meta" and value.numel() * value.element_size() <= _SMALL_BUFFER:
             return value.clone()
         else:
@@ -444,7 +463,9 @@ class _Recorder(TorchFunctionMode):
             return self.graph.call_function(operator.getitem, args, kwargs)
         if getattr(Tensor, name, None) is function or inspect.ismethoddescriptor(function):
             if name.startswith("__"):
-                return self.graph.call_function(_dunder(name), (args[1], args[0]) if name in _REVERSED else args, kwargs)
+                return self.graph.call_function(
+                    _dunder(name), (args[1], args[0]) if name in _REVERSED else args, kwargs
+                )
             return self.graph.call_method(name, args, kwargs)
         return self.graph.call_function(function, args, kwargs)
 
@@ -453,7 +474,9 @@ class _Recorder(TorchFunctionMode):
             raise _DataDependent(f"the forward reads a tensor's value ({name}) in {self._where()}")
         node = self._find(args[0])
         if node in self.tainted and self.made_up_branch is None:
-            self.made_up_branch = f"{self._where()} reads values computed from the input ({name}); stand-in values were used"
+            self.made_up_branch = (
+                f"{self._where()} reads values computed from the input ({name}); stand-in values were used"
+            )
         return function(*args, **kwargs)
 
     def _where(self) -> str:
@@ -502,7 +525,9 @@ class _Recorder(TorchFunctionMode):
         if not name:
             name = f"_constant_{sum(k.startswith('_constant_') for k in self.root)}"
             if tensor.device.type == "meta":
-                self.notes.append(f"{self._where()}: a tensor of shape {list(tensor.shape)} came from an operator that cannot be recorded")
+                self.notes.append(
+                    f"{self._where()}: a tensor of shape {list(tensor.shape)} came from an operator that cannot be recorded"
+                )
         self.root[name] = value
         node = self.graph.get_attr(name) if "." not in name and False else self.graph.create_node("get_attr", name)
         node.meta[VAL] = tensor
@@ -570,7 +595,9 @@ def _dunder(name: str) -> Any:
 
 
 def _is_device(value: Any) -> bool:
-    return isinstance(value, torch.device) or (isinstance(value, str) and value.split(":")[0] in ("cpu", "cuda", "mps", "xpu"))
+    return isinstance(value, torch.device) or (
+        isinstance(value, str) and value.split(":")[0] in ("cpu", "cuda", "mps", "xpu")
+    )
 
 
 def _has_tensor(value: Any) -> bool:
@@ -594,13 +621,27 @@ def _asks_for_values(error: BaseException) -> bool:
     text = str(error)
     return isinstance(error, (NotImplementedError, RuntimeError, TypeError, ValueError)) and any(
         part in text
-        for part in ("meta tensor", "Meta", "'Meta' backend", "data-dependent", "on meta", "expected device meta", "not on the expected device", "Cannot copy out")
+        for part in (
+            "meta tensor",
+            "Meta",
+            "'Meta' backend",
+            "data-dependent",
+            "on meta",
+            "expected device meta",
+            "not on the expected device",
+            "Cannot copy out",
+        )
     )
 
 
 def _unsupported(error: BaseException) -> bool:
     """Whether the platform, not the model, is at fault: an operator without a kernel, a value that cannot be had."""
-    return isinstance(error, NotImplementedError) or "Could not run" in str(error) or "no kernel" in str(error) or _asks_for_values(error)
+    return (
+        isinstance(error, NotImplementedError)
+        or "Could not run" in str(error)
+        or "no kernel" in str(error)
+        or _asks_for_values(error)
+    )
 
 
 def _geometry(module: nn.Module) -> str:

@@ -33,7 +33,13 @@ def main() -> None:
         sys.path[:] = path
         for name in set(sys.modules) - known:
             file = getattr(sys.modules[name], "__file__", None) or ""
-            if file and "site-packages" not in file and "convaudit" not in name and not file.startswith(sys.prefix) and not file.startswith(sys.base_prefix):
+            if (
+                file
+                and "site-packages" not in file
+                and "convaudit" not in name
+                and not file.startswith(sys.prefix)
+                and not file.startswith(sys.base_prefix)
+            ):
                 del sys.modules[name]
 
 
@@ -49,7 +55,7 @@ def _answer(request: dict[str, object]) -> object:
         failure = TargetFailure(error.step, error.kind, str(error), error.path, error.line)
     except ConvauditError as error:
         failure = TargetFailure("input", type(error).__name__, str(error), None, None)
-    except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001 - one target must not take the others along
+    except (Exception, SystemExit, KeyboardInterrupt) as error:
         if os.environ.get("CONVAUDIT_DEBUG"):
             raise
         failure = TargetFailure("trace", type(error).__name__, f"convaudit broke on {target}: {error!r}", None, None)

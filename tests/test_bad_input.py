@@ -73,7 +73,10 @@ def folder(tmp_path: Path) -> Path:
         (["timm:resnet5O"], "nearest is 'resnet50"),
         (["torchvision:vgg161"], "nearest is 'vgg16"),
         (["net.py:Net", "--input", "1x3x32"], "--input '1x3x32' is not"),
-        (["net.py:Net", "--input", "1,4,32,32"], "layer conv (Conv2d 3→8, expected 3 channels) failed on input [1, 4, 32, 32]"),
+        (
+            ["net.py:Net", "--input", "1,4,32,32"],
+            "layer conv (Conv2d 3→8, expected 3 channels) failed on input [1, 4, 32, 32]",
+        ),
         (["net.py:Loops", "--input", "1,3,32,32", "--timeout", "2"], "no answer within 2 s"),
         (["net.py:Dies", "--input", "1,3,32,32"], "SIGKILL"),
         (["net.py:Net", "--select", "CNV999"], "unknown rule 'CNV999'"),
@@ -117,7 +120,9 @@ def test_findings_exit_1_and_name_the_constructing_line(folder: Path) -> None:
         "from torch import nn\n\n\ndef net():\n    return nn.Sequential(\n        nn.Conv2d(3, 64, 3, 2, 1),\n"
         "        nn.Flatten(),\n        nn.Linear(64 * 16 * 16, 128),\n    )\n"
     )
-    done = convaudit("check", "big.py:net", "--input", "1,3,32,32", "-o", "r.html", "-o", "r.md", "-o", "r.json", cwd=folder)
+    done = convaudit(
+        "check", "big.py:net", "--input", "1,3,32,32", "-o", "r.html", "-o", "r.md", "-o", "r.json", cwd=folder
+    )
 
     assert done.returncode == 1
     assert "big.py:8: CNV101 warning" in done.stdout

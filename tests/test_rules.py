@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from convaudit import audit, registry
 from convaudit.networks import NETWORKS
 from convaudit.rule import DOC_HEADINGS, Example

@@ -7,17 +7,42 @@ from typing import Any
 import pytest
 import timm
 import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
 from convaudit import trace
 from convaudit.errors import TargetError
 from convaudit.graph import VAL, tensors
 from convaudit.tracer import record
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
-REAL = """resnet18 vgg11 efficientnet_b0 mobilenetv3_small_100 convnext_atto swin_tiny_patch4_window7_224
-vit_tiny_patch16_224 densenet121 regnetx_002 mixer_s32_224 ghostnet_100 inception_v3 xcit_nano_12_p8_224 levit_128s
-poolformer_s12 repvgg_a0 mobileone_s0 tf_efficientnet_b0 edgenext_xx_small nfnet_l0 cait_xxs24_224
-deit_tiny_distilled_patch16_224 skresnet18 resnest14d dpn48b eva02_tiny_patch14_224""".split()
+REAL = [
+    "resnet18",
+    "vgg11",
+    "efficientnet_b0",
+    "mobilenetv3_small_100",
+    "convnext_atto",
+    "swin_tiny_patch4_window7_224",
+    "vit_tiny_patch16_224",
+    "densenet121",
+    "regnetx_002",
+    "mixer_s32_224",
+    "ghostnet_100",
+    "inception_v3",
+    "xcit_nano_12_p8_224",
+    "levit_128s",
+    "poolformer_s12",
+    "repvgg_a0",
+    "mobileone_s0",
+    "tf_efficientnet_b0",
+    "edgenext_xx_small",
+    "nfnet_l0",
+    "cait_xxs24_224",
+    "deit_tiny_distilled_patch16_224",
+    "skresnet18",
+    "resnest14d",
+    "dpn48b",
+    "eva02_tiny_patch14_224",
+]
 
 
 @pytest.mark.parametrize("name", REAL)
@@ -54,7 +79,9 @@ def test_zoo_sample(name: str) -> None:
     assert graph.totals.macs == pytest.approx(counter.get_total_flops() / 2, rel=0.005)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "swin_tiny_patch4_window7_224", "efficientnet_b0", "inception_v3", "convnext_atto"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "swin_tiny_patch4_window7_224", "efficientnet_b0", "inception_v3", "convnext_atto"]
+)
 def test_formulas_equal_torchs_own_shapes(name: str) -> None:
     with torch.device("meta"):
         model = timm.create_model(name).eval()
@@ -164,7 +191,9 @@ def test_a_branch_on_data_is_partial() -> None:
 def test_a_rejected_shape_names_the_layer() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(4, 8, 3))
 
-    with pytest.raises(TargetError, match=r"layer 1 \(Conv2d 4→8, expected 4 channels\) failed on input \[1, 8, 6, 6\]"):
+    with pytest.raises(
+        TargetError, match=r"layer 1 \(Conv2d 4→8, expected 4 channels\) failed on input \[1, 8, 6, 6\]"
+    ):
         trace(model, torch.randn(1, 3, 8, 8))
 
 

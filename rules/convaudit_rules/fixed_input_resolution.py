@@ -47,11 +47,27 @@ class FixedInputResolution(Rule):
     def check(self, context: Context) -> Iterator[Finding]:
         """At most one finding."""
         ties = self._ties(context)
-        image = next((t.shape for n in context.graph.graph.nodes if n.op == "placeholder" for t in tensors(n.meta[VAL]) if t.dim() >= 4), None)
+        image = next(
+            (
+                t.shape
+                for n in context.graph.graph.nodes
+                if n.op == "placeholder"
+                for t in tensors(n.meta[VAL])
+                if t.dim() >= 4
+            ),
+            None,
+        )
         if not ties or image is None:
             return
         tie, tied = ties[0]
-        batch = {t.shape[0] for n in context.graph.graph.nodes if n.op == "output" for i in n.all_input_nodes for t in tensors(i.meta[VAL]) if t.dim()}
+        batch = {
+            t.shape[0]
+            for n in context.graph.graph.nodes
+            if n.op == "output"
+            for i in n.all_input_nodes
+            for t in tensors(i.meta[VAL])
+            if t.dim()
+        }
         source = next(n for n in tie.all_input_nodes if n.op != "get_attr")
         before = tensors(source.meta[VAL])[0].shape[2:]
         for factor in (1.5, 2.0):
@@ -62,7 +78,12 @@ class FixedInputResolution(Rule):
             again = context.retrace(tuple(size))
             shown = "×".join(map(str, size))
             if again.error is not None:
-                if "Linear" not in again.error and "view" not in again.error and "shape" not in again.error and "size" not in again.error:
+                if (
+                    "Linear" not in again.error
+                    and "view" not in again.error
+                    and "shape" not in again.error
+                    and "size" not in again.error
+                ):
                     return
                 yield context.finding(
                     f"runs at {'×'.join(map(str, image[2:]))} only: at {shown} {again.error}",
@@ -121,7 +142,11 @@ class FixedInputResolution(Rule):
         """A Linear on a flattened map."""
         from torch import nn
 
-        return [Example(lambda: nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1), nn.Flatten(), nn.Linear(784, 10)), ((2, 1, 28, 28),))]
+        return [
+            Example(
+                lambda: nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1), nn.Flatten(), nn.Linear(784, 10)), ((2, 1, 28, 28),)
+            )
+        ]
 
     @classmethod
     def good(cls) -> list[Example]:

@@ -61,7 +61,12 @@ class GiantFlattenedLinear(Rule):
         assert totals is not None
         for layer in context.fc_layers:
             share = layer.weights / max(1, totals.parameters)
-            if layer.positions <= 1 or layer.raw_image or layer.weights < options.min_params or share < options.min_share:
+            if (
+                layer.positions <= 1
+                or layer.raw_image
+                or layer.weights < options.min_params
+                or share < options.min_share
+            ):
                 continue
             yield self._finding(context, layer, share)
 
@@ -95,7 +100,10 @@ class GiantFlattenedLinear(Rule):
         from torch import nn
 
         return [
-            Example(lambda: nn.Sequential(nn.Conv2d(3, 64, 3, 2, 1), nn.Flatten(), nn.Linear(64 * 256, 128)), ((1, 3, 32, 32),))
+            Example(
+                lambda: nn.Sequential(nn.Conv2d(3, 64, 3, 2, 1), nn.Flatten(), nn.Linear(64 * 256, 128)),
+                ((1, 3, 32, 32),),
+            )
         ]
 
     @classmethod

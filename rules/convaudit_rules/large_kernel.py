@@ -52,7 +52,12 @@ class LargeKernel(Rule):
         seen: set[str] = set()
         for node, call in context.conv_calls:
             conv = call.conv
-            if conv is None or node.op != "call_module" or call.layer in seen or not self._fits(context, node, call, conv):
+            if (
+                conv is None
+                or node.op != "call_module"
+                or call.layer in seen
+                or not self._fits(context, node, call, conv)
+            ):
                 continue
             seen.add(call.layer)
             found.append((node, call, conv))
@@ -102,7 +107,12 @@ class LargeKernel(Rule):
         """A 5×5 between 3×3 convolutions."""
         from torch import nn
 
-        return [Example(lambda: nn.Sequential(nn.Conv2d(128, 256, 5, padding=2), nn.ReLU(), nn.Conv2d(256, 8, 1)), ((1, 128, 16, 16),))]
+        return [
+            Example(
+                lambda: nn.Sequential(nn.Conv2d(128, 256, 5, padding=2), nn.ReLU(), nn.Conv2d(256, 8, 1)),
+                ((1, 128, 16, 16),),
+            )
+        ]
 
     @classmethod
     def good(cls) -> list[Example]:

@@ -77,7 +77,11 @@ class LargeStemKernel(Rule):
         at: Node | None = next((n for n in node.all_input_nodes if n.op != "get_attr"), None)
         while at is not None and at.op != "placeholder":
             call = at.meta.get(CALL)
-            if call is not None and call.kind != "norm" and call.op not in ("pad", "identity", "getitem", "sub", "div", "cat"):
+            if (
+                call is not None
+                and call.kind != "norm"
+                and call.op not in ("pad", "identity", "getitem", "sub", "div", "cat")
+            ):
                 return False
             at = next((n for n in at.all_input_nodes if n.op != "get_attr"), None)
         return at is not None

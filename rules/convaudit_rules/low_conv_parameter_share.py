@@ -79,7 +79,9 @@ class LowConvParameterShare(Rule):
         """A large Linear behind a small convolution."""
         from torch import nn
 
-        return [Example(lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(7200, 64)), ((1, 3, 32, 32),))]
+        return [
+            Example(lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(7200, 64)), ((1, 3, 32, 32),))
+        ]
 
     @classmethod
     def good(cls) -> list[Example]:
@@ -88,5 +90,7 @@ class LowConvParameterShare(Rule):
 
         return [
             Example(lambda: nn.Sequential(nn.Flatten(), nn.Linear(3072, 100)), ((1, 3, 32, 32),), "no conv"),
-            Example(lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(7200, 10)), ((1, 3, 32, 32),), "small"),
+            Example(
+                lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(7200, 10)), ((1, 3, 32, 32),), "small"
+            ),
         ]

@@ -82,7 +82,12 @@ class NonPowerOfTwoWidth(Rule):
             return
         widths = sorted(set(odd.values()))
         policy = f"multiples of {multiple}" if multiple else "powers of two"
-        near = {w: [w // multiple * multiple, -(-w // multiple) * multiple] if multiple else [1 << (w.bit_length() - 1), 1 << w.bit_length()] for w in widths}
+        near = {
+            w: [w // multiple * multiple, -(-w // multiple) * multiple]
+            if multiple
+            else [1 << (w.bit_length() - 1), 1 << w.bit_length()]
+            for w in widths
+        }
         yield context.finding(
             f"{len(odd)} layer{'s' * (len(odd) > 1)} with widths that are not {policy}: {', '.join(map(str, widths[:8]))}{', …' * (len(widths) > 8)}",
             list(odd),
@@ -100,7 +105,17 @@ class NonPowerOfTwoWidth(Rule):
                 if user in seen or call is None:
                     continue
                 seen.add(user)
-                if call.op in ("cat", "stack", "chunk", "split", "getitem", "pixel_shuffle", "narrow", "unbind", "tensor_split"):
+                if call.op in (
+                    "cat",
+                    "stack",
+                    "chunk",
+                    "split",
+                    "getitem",
+                    "pixel_shuffle",
+                    "narrow",
+                    "unbind",
+                    "tensor_split",
+                ):
                     return True
                 if call.kind in ("activation", "norm", "dropout", "elementwise", "pool", "reshape", "upsample"):
                     queue.append(user)
@@ -111,7 +126,9 @@ class NonPowerOfTwoWidth(Rule):
         """A width of 100."""
         from torch import nn
 
-        return [Example(lambda: nn.Sequential(nn.Conv2d(3, 100, 3), nn.ReLU(), nn.Conv2d(100, 10, 1)), ((1, 3, 32, 32),))]
+        return [
+            Example(lambda: nn.Sequential(nn.Conv2d(3, 100, 3), nn.ReLU(), nn.Conv2d(100, 10, 1)), ((1, 3, 32, 32),))
+        ]
 
     @classmethod
     def good(cls) -> list[Example]:
@@ -120,5 +137,9 @@ class NonPowerOfTwoWidth(Rule):
 
         return [
             Example(lambda: nn.Sequential(nn.Conv2d(3, 64, 3), nn.Conv2d(64, 10, 1)), ((1, 3, 32, 32),), "outputs"),
-            Example(lambda: nn.Sequential(nn.Conv2d(24, 24, 3, groups=24), nn.Conv2d(24, 8, 1)), ((1, 24, 32, 32),), "depthwise"),
+            Example(
+                lambda: nn.Sequential(nn.Conv2d(24, 24, 3, groups=24), nn.Conv2d(24, 8, 1)),
+                ((1, 24, 32, 32),),
+                "depthwise",
+            ),
         ]

@@ -47,7 +47,9 @@ class OversizedHiddenLinear(Rule):
             least = 1_000_000 if layer.after_fc else 4_000_000
             if layer.is_head or layer.positions > 1 or layer.raw_image or layer.weights < least:
                 continue
-            saving = context.prove(f"remove:{layer.call.layer}", lambda attempt, node=layer.node: attempt.replace(node, []))  # type: ignore[misc]
+            saving = context.prove(
+                f"remove:{layer.call.layer}", lambda attempt, node=layer.node: attempt.replace(node, [])
+            )  # type: ignore[misc]
             saves = saving is not None and saving.parameters[1] < saving.parameters[0]
             assert layer.call.linear is not None
             yield context.finding(

@@ -43,7 +43,7 @@ class TorchvisionFinder(importlib.abc.MetaPathFinder):
         if fullname == "torchvision":
             sys.meta_path.remove(self)
             declare_missing()
-        return None
+        return
 
 
 def declare_missing() -> None:
