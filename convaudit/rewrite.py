@@ -32,6 +32,7 @@ class Rewrite:
             new.meta = dict(old.meta)
         self._changed: set[Node] = set()
         self._made = 0
+        self._refitted: dict[tuple[str, int], str] = {}
 
     def replace(self, node: Node, modules: list[nn.Module]) -> None:
         """Put ``modules`` in a row in place of the layer ``node`` calls (an empty list removes it)."""
@@ -129,14 +130,18 @@ class Rewrite:
         if node.op != "call_module" or not args or not isinstance(args[0], torch.Tensor):
             return
         module, value = self.root[str(node.target)], args[0]
-        made: nn.Module | None = None
-        if type(module) is nn.Linear and module.in_features != value.shape[-1]:
-            made = nn.Linear(value.shape[-1], module.out_features, module.bias is not None, device="meta")
-        elif type(module) is nn.BatchNorm1d and value.dim() == 2 and module.num_features != value.shape[1]:
-            made = nn.BatchNorm1d(value.shape[1], affine=module.affine, device="meta").eval()
-        if made is not None:
-            name = f"_rewritten_{self._made}"
+        width = value.shape[-1] if type(module) is nn.Linear or value.dim() < 2 else value.shape[1]
+        key = (str(node.target), width)  # a layer called twice stays one layer
+        if key not in self._refitted:
+            made: nn.Module
+            if type(module) is nn.Linear and module.in_features != width:
+                made = nn.Linear(width, module.out_features, module.bias is not None, device="meta")
+            elif type(module) is nn.BatchNorm1d and value.dim() == 2 and module.num_features != width:
+                made = nn.BatchNorm1d(width, affine=module.affine, device="meta").eval()
+            else:
+                return
+            self._refitted[key] = f"_rewritten_{self._made}"
             self._made += 1
-            self.root[name] = made
-            node.target = name
-            self._changed.add(node)
+            self.root[self._refitted[key]] = made
+        node.target = self._refitted[key]
+        self._changed.add(node)

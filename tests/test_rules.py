@@ -156,3 +156,23 @@ def test_two_per_mac_convention() -> None:
     one, two = (run(model, [(1, 3, 32, 32)], flop_convention=c).totals for c in ("fvcore", "two-per-mac"))
 
     assert two.flops == one.flops + one.macs
+
+
+def test_a_tower_called_twice_is_one_layer() -> None:
+    from torch import nn
+
+    class Siamese(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tower = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.Flatten(), nn.Linear(8 * 64 * 64, 100))
+
+        def forward(self, left: Any, right: Any) -> Any:
+            return self.tower(left), self.tower(right)
+
+    result = run(Siamese(), [(1, 1, 64, 64)] * 2, select=["CNV101", "CNV103"])
+
+    assert [(f.rule, f.severity, f.layers) for f in result.findings] == [
+        ("CNV101", "warning", ["tower.2"]),
+        ("CNV103", "warning", ["tower.2"]),
+    ]
+    assert result.findings[0].saving.parameters == (80 + 3_276_900, 80 + 900)

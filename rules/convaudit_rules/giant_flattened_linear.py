@@ -59,7 +59,7 @@ class GiantFlattenedLinear(Rule):
         assert isinstance(options, GiantFlattenedLinearOptions)
         totals = context.graph.totals
         assert totals is not None
-        for layer in context.fc_layers:
+        for layer in {layer.call.layer: layer for layer in context.fc_layers}.values():
             share = layer.weights / max(1, totals.parameters)
             if (
                 layer.positions <= 1
@@ -73,8 +73,9 @@ class GiantFlattenedLinear(Rule):
     def _finding(self, context: Context, layer: FCLayer, share: float) -> Finding:
         def pooled(size: int) -> Alternative:
             def rewrite(attempt: Rewrite) -> None:
-                assert layer.flatten is not None
-                attempt.insert_pool(layer.flatten, size, len(layer.spatial))
+                calls = [other for other in context.fc_layers if other.call.layer == layer.call.layer]
+                for flatten in {call.flatten for call in calls if call.flatten is not None}:
+                    attempt.insert_pool(flatten, size, len(layer.spatial))
 
             saving = context.prove(f"pool:{layer.call.layer}:{size}", rewrite)
             return Alternative(f"pool to {'×'.join([str(size)] * len(layer.spatial))} before the Linear", saving)

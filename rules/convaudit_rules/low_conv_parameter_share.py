@@ -50,12 +50,12 @@ class LowConvParameterShare(Rule):
             return
         conv = sum(row.parameters for row in graph.layers if row.kind == "conv")
         layers = {layer.call.layer: layer for layer in context.fc_layers}
-        held = {row.name: row.parameters for row in graph.layers if row.kind == "linear" and row.name in layers}
+        held = {row.name: row.parameters for row in graph.layers if row.name in layers and row.call == 0}
         fc = sum(held.values())
         if not conv or fc < 100_000 or conv >= 0.5 * (conv + fc):
             return
         largest = layers[max(held, key=lambda name: held[name])]
-        flattened = [layer for layer in layers.values() if layer.positions > 1 and layer.flatten is not None]
+        flattened = [layer for layer in context.fc_layers if layer.positions > 1 and layer.flatten is not None]
         saving = None
         if flattened:
 
