@@ -12,7 +12,7 @@ from torch.fx import Node
 
 from convaudit.accounting import location_of
 from convaudit.errors import ConvauditError
-from convaudit.graph import CALL, VAL, Call, LayerGraph, tensors
+from convaudit.graph import CALL, VAL, Call, LayerGraph, main_input, tensors
 from convaudit.result import Alternative, Finding, Saving
 from convaudit.rewrite import Rewrite, RewriteFailed
 from convaudit.rule import Options, Rule
@@ -130,10 +130,10 @@ class Context:
 
     def _flatten_before(self, node: Node) -> Node | None:
         """The reshape that turned a map [N, C, …] into the vector this layer reads, past transparent layers."""
-        at = _main_input(node)
+        at = main_input(node)
         while at is not None:
             value = tensors(at.meta.get(VAL))
-            source = _main_input(at)
+            source = main_input(at)
             if not value or value[0].dim() != 2 or source is None:
                 return None
             before = tensors(source.meta.get(VAL))
@@ -160,18 +160,18 @@ class Context:
                 return False
             if call is not None and call.kind not in (*TRANSPARENT, "reshape"):
                 return False
-            at = _main_input(at)
+            at = main_input(at)
         return False
 
     def _reads_fc(self, node: Node) -> bool:
-        at = _main_input(node)
+        at = main_input(node)
         while at is not None:
             call: Call | None = at.meta.get(CALL)
             if call is not None and call.linear is not None and call.inputs and len(call.inputs[0]) == 2:
                 return True
             if call is not None and call.kind not in (*TRANSPARENT, "reshape"):
                 return False
-            at = _main_input(at)
+            at = main_input(at)
         return False
 
     def _feeds_map(self, node: Node) -> bool:
@@ -263,8 +263,3 @@ class Context:
             suggestion=suggestion,
             fingerprint=f"{self.rule.code}:{self.target}:{first or '*'}",
         )
-
-
-def _main_input(node: Node) -> Node | None:
-    """The node's first input that is a value of the forward pass, not a parameter."""
-    return next((n for n in node.all_input_nodes if n.op != "get_attr"), None)

@@ -138,3 +138,8 @@ def tensors(value: Any) -> list[torch.Tensor]:
     if isinstance(value, dict):
         return [t for item in value.values() for t in tensors(item)]
     return []
+
+
+def main_input(node: Node) -> Node | None:
+    """The node's first input that is a value of the forward pass, not a parameter."""
+    return next((n for n in node.all_input_nodes if n.op != "get_attr"), None)

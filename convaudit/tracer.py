@@ -529,7 +529,7 @@ class _Recorder(TorchFunctionMode):
                     f"{self._where()}: a tensor of shape {list(tensor.shape)} came from an operator that cannot be recorded"
                 )
         self.root[name] = value
-        node = self.graph.get_attr(name) if "." not in name and False else self.graph.create_node("get_attr", name)
+        node = self.graph.create_node("get_attr", name)
         node.meta[VAL] = tensor
         if isinstance(value, nn.Parameter):
             self.tainted.add(node)

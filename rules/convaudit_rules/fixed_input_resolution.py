@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from convaudit.graph import CALL, VAL, tensors
+from convaudit.graph import CALL, VAL, main_input, tensors
 from convaudit.rule import Example, Rule
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class FixedInputResolution(Rule):
         return found
 
     def _pooled(self, node: Node) -> bool:
-        at: Node | None = next((n for n in node.all_input_nodes if n.op != "get_attr"), None)
+        at: Node | None = main_input(node)
         while at is not None:
             call = at.meta.get(CALL)
             if call is None or at.op == "placeholder":
@@ -125,7 +125,7 @@ class FixedInputResolution(Rule):
                 call.conv is not None and set(call.conv.kernel) == {1}
             ):
                 return False
-            at = next((n for n in at.all_input_nodes if n.op != "get_attr"), None)
+            at = main_input(at)
         return False
 
     def _reader(self, node: Node) -> str | None:

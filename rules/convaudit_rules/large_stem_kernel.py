@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from math import prod
 from typing import TYPE_CHECKING
 
-from convaudit.graph import CALL
+from convaudit.graph import CALL, main_input
 from convaudit.rule import Example, Rule
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class LargeStemKernel(Rule):
             )  # fmt: skip
 
     def _reads_input(self, node: Node) -> bool:
-        at: Node | None = next((n for n in node.all_input_nodes if n.op != "get_attr"), None)
+        at: Node | None = main_input(node)
         while at is not None and at.op != "placeholder":
             call = at.meta.get(CALL)
             if (
@@ -83,7 +83,7 @@ class LargeStemKernel(Rule):
                 and call.op not in ("pad", "identity", "getitem", "sub", "div", "cat")
             ):
                 return False
-            at = next((n for n in at.all_input_nodes if n.op != "get_attr"), None)
+            at = main_input(at)
         return at is not None
 
     @classmethod
