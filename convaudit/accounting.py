@@ -16,7 +16,7 @@ _WEIGHTED = ("conv", "linear", "norm", "embedding", "recurrent", "attention", "a
 
 def cost_call(call: Call, node: Node) -> None:
     """Fill in MACs, FLOPs and activation bytes of one call."""
-    call.macs, call.flops = flops.cost(call.op, call.inputs, call.outputs, call.scalars["weights"], call.scalars)
+    call.macs, call.flops = flops.cost(call)
     call.activation_bytes = 0 if call.alias else sum(t.numel() * t.element_size() for t in tensors(node.meta[VAL]))
 
 

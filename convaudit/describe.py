@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from convaudit.graph import VAL, Call, ConvConfig, tensors
+from convaudit.ops import ALIASING, KIND
 
 if TYPE_CHECKING:
     from convaudit.tracer import _Recorder
@@ -56,38 +57,6 @@ LEAVES: dict[type[nn.Module], tuple[str, str]] = {
 }  # fmt: skip
 """torch.nn layers recorded as one call_module node each: their insides are one operator, or (attention, recurrent)
 C++ kernels and bookkeeping that would only hide the layer. Subclasses are followed inside instead."""
-
-_KINDS: dict[str, str] = {op: kind for op, kind in LEAVES.values()}
-_KINDS.update(dict.fromkeys(("matmul", "bmm", "mm", "mv", "addmm", "baddbmm", "einsum", "dot", "addbmm"), "matmul"))
-_KINDS.update(
-    dict.fromkeys(("add", "mul", "sub", "div", "truediv", "cat", "concat", "stack", "maximum", "minimum"), "merge")
-)
-_VIEWS = {
-    "flatten", "unflatten", "view", "reshape", "permute", "transpose", "squeeze", "unsqueeze", "getitem", "expand",
-    "expand_as", "chunk", "split", "unbind", "narrow", "select", "swapaxes", "movedim", "t", "T", "mT", "H", "detach",
-    "contiguous", "identity", "view_as", "reshape_as", "unfold", "tensor_split", "split_with_sizes", "data", "real", "to", "float", "type", "type_as", "numpy_t", "ravel",
-}  # fmt: skip
-_MOVES = {
-    "pad",
-    "roll",
-    "repeat",
-    "tile",
-    "clone",
-    "gather",
-    "index_select",
-    "flip",
-    "rot90",
-    "repeat_interleave",
-    "channel_shuffle",
-    "pixel_shuffle",
-    "pixel_unshuffle",
-}
-_KINDS.update(dict.fromkeys(_VIEWS | _MOVES, "reshape"))
-_KINDS.update(dict.fromkeys(("scaled_dot_product_attention", "multi_head_attention_forward"), "attention"))
-_KINDS.update(dict.fromkeys(("interpolate", "upsample", "grid_sample"), "upsample"))
-_KINDS.update(dict.fromkeys(("dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout"), "dropout"))
-_KINDS.update(dict.fromkeys(("softmax", "clamp", "erf", "exp", "sin", "cos", "normalize"), "activation"))
-_KINDS.update(dict.fromkeys(("lp_pool2d",), "pool"))
 
 _KEPT = ("kernel_size", "stride", "padding", "dilation", "eps", "p", "output_size", "num_heads", "embed_dim", "hidden_size",
          "num_layers", "bidirectional", "batch_first", "proj_size", "num_groups", "negative_slope", "dim", "mode", "inplace",
@@ -150,33 +119,36 @@ def describe(
             op, kind, owner, type(source).__name__, 0, owner, [tuple(t.shape) for t in values], outputs, dtype, names,
             location=None, alias=_is_alias(op, kind, values, out) or (kind == "dropout"),
             scalars={k: source.__dict__[k] for k in _KEPT if k in source.__dict__},
+            weights=[tuple(p.shape) for p in source.parameters()] if names else [],
         )  # fmt: skip
-        call.scalars["weights"] = [tuple(p.shape) for p in source.parameters()]
+        call.operands = call.inputs + call.weights
         if kind == "conv":
             call.conv = _module_conv(source, len(outputs[0]) - 2)
         elif op == "linear":
-            call.linear = (source.in_features, source.out_features)
-        call.scalars["operands"] = call.inputs + call.scalars["weights"]
+            call.linear = (int(source.in_features), int(source.out_features))  # type: ignore[arg-type]
         return call
     op = op or function_name(source)
-    kind = _KINDS.get(op, "elementwise")
-    names, weights, activations = [], [], []
+    kind = KIND.get(op, "other")
+    held: list[str] = []
+    weights: list[tuple[int, ...]] = []
+    activations: list[tuple[int, ...]] = []
     for value in values:
         known = recorder.attributes.get(id(value))
         if known is None:
             activations.append(tuple(value.shape))
-        else:
+        elif isinstance(known[1], nn.Parameter):
             weights.append(tuple(value.shape))
-            if isinstance(known[1], nn.Parameter):
-                names.append(known[0])
+            held.append(known[0])
     label = op
     layer = f"{owner}.{op}" if owner else op
-    if names and kind in ("conv", "linear", "norm", "embedding", "recurrent", "attention", "activation"):
-        layer = names[0].rpartition(".")[0] or owner
+    if held and kind in ("conv", "linear", "norm", "embedding", "recurrent", "attention", "activation"):
+        layer = held[0].rpartition(".")[0] or owner
         module = next((m for n, m in recorder.stack[::-1] if n == layer), None)
         label = type(module).__name__ if module is not None and layer == owner else op
-    if kind == "merge" and len(activations) + len(weights) < 2 and op not in ("cat", "stack"):
+    if kind == "merge" and len(values) < 2 and op not in ("cat", "stack"):
         kind = "elementwise"
+    elif kind == "reduce" and len(values) == 2:
+        kind = "merge"  # max(x, y)
     scalars = {
         k: v for k, v in kwargs.items() if k in _KEPT or k in ("groups", "keepdim", "training", "dims", "dim0", "dim1")
     }
@@ -184,11 +156,10 @@ def describe(
         scalars.update(zip(_POSITIONAL[op], args[1:]))
     if op == "einsum":
         scalars["equation"] = args[0]
-    scalars["weights"] = weights
-    scalars["operands"] = [tuple(v.shape) for v in values]
     call = Call(
-        op, kind, layer, label, 0, owner, activations, outputs, dtype, tuple(names),
+        op, kind, layer, label, 0, owner, activations, outputs, dtype, tuple(held),
         alias=_is_alias(op, kind, values, out) or (kind == "dropout" and not scalars.get("training", True)), scalars=scalars,
+        weights=weights, operands=[tuple(v.shape) for v in values],
     )  # fmt: skip
     if kind == "conv":
         call.conv = _functional_conv(op, args, kwargs)
@@ -198,7 +169,7 @@ def describe(
 
 
 def _is_alias(op: str, kind: str, values: list[Tensor], out: list[Tensor]) -> bool:
-    if op in _VIEWS:
+    if op in ALIASING:
         return True
     return bool(out and values and any(out[0] is v for v in values))
 

@@ -20,8 +20,8 @@ VAL = "val"
 CALL = "convaudit.call"
 
 KINDS = ("conv", "linear", "norm", "activation", "pool", "dropout", "attention", "recurrent", "embedding", "matmul",
-         "reshape", "upsample", "merge", "elementwise", "parameter", "module", "other")  # fmt: skip
-"""Layer kinds. ``merge`` is add/mul/cat of two or more tensors, ``reshape`` moves values without computing."""
+         "reshape", "upsample", "reduce", "merge", "elementwise", "constant", "parameter", "module", "other")  # fmt: skip
+"""Layer kinds; :data:`convaudit.ops.KIND` says which op is of which."""
 
 Shape = tuple[int, ...]
 
@@ -83,6 +83,10 @@ class Call:
     """Its output shares the storage of its first input: views, in-place ops, dropout in eval."""
     scalars: dict[str, Any] = field(default_factory=dict)
     """Plain arguments worth keeping, by name: eps, p, output_size, dim, …"""
+    weights: list[Shape] = field(default_factory=list)
+    """Shapes of the parameters it reads."""
+    operands: list[Shape] = field(default_factory=list)
+    """Shapes of all tensors among its arguments, in order, parameters and buffers included."""
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -109,17 +110,19 @@ class Rewrite:
         node.meta[VAL] = value
         if node.op == "call_module":
             module = self.root[str(node.target)]
+            if type(module) not in LEAVES:
+                raise RewriteFailed(f"{node.name}: {type(module).__name__} is opaque")
             op, kind = LEAVES[type(module)]
             weights = [tuple(p.shape) for p in module.parameters()]
             inputs = [tuple(t.shape) for t in tensors(args)]
             call = Call(
                 op, kind, str(node.target), type(module).__name__, 0, "", inputs, [], None,
                 alias=op in ("flatten", "identity") or kind == "dropout" or bool(getattr(module, "inplace", False)),
-                scalars={"operands": inputs + weights, "weights": weights},
+                weights=weights, operands=inputs + weights,
             )  # fmt: skip
         elif call is not None:
             inputs = [tuple(t.shape) for t in tensors((args, kwargs))]
-            call = Call(**{**call.__dict__, "inputs": inputs, "scalars": {**call.scalars, "operands": inputs}})
+            call = dataclasses.replace(call, inputs=inputs, operands=inputs)
         if call is not None:
             call.outputs = [tuple(t.shape) for t in new]
             accounting.cost_call(call, node)

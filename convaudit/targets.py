@@ -22,11 +22,11 @@ from convaudit.errors import TargetError
 
 @dataclass
 class BuiltTarget:
-    """A model, the lines its modules were constructed at, and its conventional input shape where one is known."""
+    """A model, the lines its modules were constructed at, and its conventional arguments where they are known."""
 
     model: nn.Module
     lines: ConstructionLines
-    input_shape: tuple[int, ...] | None = None
+    args: tuple[Any, ...] | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -75,14 +75,27 @@ def _torchvision(name: str) -> BuiltTarget:
     accepted = inspect.signature(models.get_model_builder(name)).parameters
     extra = {"weights_backbone": None} if "weights_backbone" in accepted else {}
     built = _construct(lambda: models.get_model(name, weights=None, **extra))
-    home = type(built.model).__module__
-    if ".video" in home:
-        built.input_shape = (1, 3, 16, 224, 224) if ("mvit" in name or "swin" in name) else (1, 3, 16, 112, 112)
-    elif ".segmentation" in home:
-        built.input_shape = (1, 3, 520, 520)
-    elif ".optical_flow" not in home and ".detection" not in home:
-        built.input_shape = (1, 3, 299, 299) if name == "inception_v3" else (1, 3, 224, 224)
+    built.args = _torchvision_args(name, type(built.model).__module__)
     return built
+
+
+def _torchvision_args(name: str, home: str) -> tuple[Any, ...]:
+    """The sizes torchvision's own weights were evaluated at (their ``transforms`` and model pages)."""
+
+    def image(*shape: int) -> torch.Tensor:
+        return torch.empty(shape, device="meta")
+
+    if ".video" in home:
+        side = 112 if "resnet" in home else 224
+        return (image(1, 3, 16, side, side),)
+    if ".segmentation" in home:
+        return (image(1, 3, 520, 520),)
+    if ".optical_flow" in home:
+        return image(1, 3, 520, 960), image(1, 3, 520, 960)
+    if ".detection" in home:
+        return ([image(3, 800, 800)],)
+    side = 299 if name == "inception_v3" else 224
+    return (image(1, 3, side, side),)
 
 
 def _nearest(word: str, known: list[str]) -> str:

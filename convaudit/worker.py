@@ -70,6 +70,7 @@ def _audit(target: str, request: dict[str, object]) -> object:
     from convaudit import inputs, targets
     from convaudit.engine import audit_model
     from convaudit.errors import TargetError
+    from convaudit.graph import tensors
     from convaudit.result import InputInfo
     from convaudit.settings import AuditSettings
 
@@ -94,9 +95,9 @@ def _audit(target: str, request: dict[str, object]) -> object:
             args, kwargs, infos = inputs.given_inputs(configured, "config")
         elif own:
             args, infos = own
-        elif built.input_shape:
-            args = (torch.empty(built.input_shape, device="meta"),)
-            infos = [InputInfo(list(built.input_shape), "float32", "model")]
+        elif built.args:
+            args = built.args
+            infos = [InputInfo(list(t.shape), str(t.dtype)[6:], "model") for t in tensors(args)]
         else:
             args, infos = inputs.inferred_inputs(model)
         part = request.get("submodule")
