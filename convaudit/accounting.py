@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node
 
 from convaudit import flops, receptive_field
+from convaudit.fc_layers import fc_layers
 from convaudit.graph import CALL, VAL, Call, LayerGraph, tensors
 from convaudit.result import LayerRow, Location, Totals
 
@@ -25,27 +26,15 @@ def account(graph: LayerGraph) -> None:
     for node, call in graph.calls:
         cost_call(call, node)
     fields = receptive_field.receptive_fields(graph)
-    owners = _parameter_rows(graph)
+    holders = _holders(graph)
     rows: list[LayerRow] = []
     seen: set[str] = set()
     for node, call in graph.calls:
-        held = sum(
-            graph.parameters[p].numel() for p in owners.get((call.layer, call.kind in _WEIGHTED), ()) if p not in seen
-        )
-        if call.kind in _WEIGHTED:
-            seen.update(owners.get((call.layer, True), ()))
-        else:
-            held = 0
-        functional = node.op != "call_module"
-        if (
-            functional
-            and not held
-            and not call.parameters
-            and not call.macs
-            and not call.flops
-            and not call.activation_bytes
-            and call.macs is not None
-        ):
+        names = holders.pop(call.layer, []) if _holds(call) else []
+        seen.update(names)
+        held = sum(graph.parameters[name].numel() for name in names)
+        costs = held or call.parameters or call.macs or call.flops or call.activation_bytes or call.macs is None
+        if node.op != "call_module" and not costs:
             continue
         field = fields.get(node)
         rows.append(
@@ -63,17 +52,21 @@ def account(graph: LayerGraph) -> None:
     graph.totals = totals(graph)
 
 
-def _parameter_rows(graph: LayerGraph) -> dict[tuple[str, bool], list[str]]:
+def _holds(call: Call) -> bool:
+    return call.kind in _WEIGHTED and not call.from_weights
+
+
+def _holders(graph: LayerGraph) -> dict[str, list[str]]:
     """Parameters by the weighted layer that reads them first."""
-    owners: dict[tuple[str, bool], list[str]] = {}
+    holders: dict[str, list[str]] = {}
     given: set[str] = set()
     for _, call in graph.calls:
-        if call.kind in _WEIGHTED:
+        if _holds(call):
             for name in call.parameters:
                 if name not in given and name in graph.parameters:
                     given.add(name)
-                    owners.setdefault((call.layer, True), []).append(name)
-    return owners
+                    holders.setdefault(call.layer, []).append(name)
+    return holders
 
 
 def _left_over(graph: LayerGraph, seen: set[str]) -> list[LayerRow]:
@@ -114,7 +107,7 @@ def totals(graph: LayerGraph) -> Totals:
         name = str(parameter.dtype).removeprefix("torch.")
         by_dtype[name] = by_dtype.get(name, 0) + parameter.numel() * parameter.element_size()
     rows = graph.layers
-    fc = {call.layer for _, call in graph.calls if call.linear and call.inputs and len(call.inputs[0]) == 2}
+    fc = {layer.call.layer for layer in fc_layers(graph) if not layer.cell}
     return Totals(
         parameters=sum(p.numel() for p in parameters),
         trainable_parameters=sum(p.numel() for p in parameters if p.requires_grad),
@@ -124,7 +117,7 @@ def totals(graph: LayerGraph) -> Totals:
         peak_activation_bytes=peak_activation_bytes(graph.graph),
         parameter_bytes=sum(by_dtype.values()),
         conv_parameters=sum(r.parameters for r in rows if r.kind == "conv"),
-        fc_parameters=sum(r.parameters for r in rows if r.kind == "linear" and r.name in fc),
+        fc_parameters=sum(r.parameters for r in rows if r.kind in ("linear", "matmul") and r.name in fc),
         uncounted_ops=sorted({call.op for _, call in graph.calls if call.macs is None}),
         bytes_by_dtype=by_dtype,
     )

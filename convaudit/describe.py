@@ -67,6 +67,7 @@ _POSITIONAL = {
     "max_pool3d": (*_POOLS_1, "dilation", "ceil_mode"), "avg_pool1d": _POOLS_1, "avg_pool2d": _POOLS_1, "avg_pool3d": _POOLS_1,
     "adaptive_avg_pool1d": ("output_size",), "adaptive_avg_pool2d": ("output_size",), "adaptive_avg_pool3d": ("output_size",),
     "adaptive_max_pool2d": ("output_size",), "mean": ("dim", "keepdim"), "sum": ("dim", "keepdim"), "amax": ("dim", "keepdim"),
+    "amin": ("dim", "keepdim"), "var": ("dim",), "unbind": ("dim",), "stack": ("dim",), "logsumexp": ("dim", "keepdim"),
     "max": ("dim", "keepdim"), "cat": (), "softmax": ("dim",), "flatten": ("start_dim", "end_dim"), "dropout": ("p", "training"),
     "interpolate": ("size", "scale_factor", "mode"), "permute": ("dims",), "transpose": ("dim0", "dim1"), "squeeze": ("dim",),
     "unsqueeze": ("dim",), "batch_norm": ("running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
@@ -108,6 +109,7 @@ def describe(
     out = [result] if isinstance(result, Tensor) else tensors(result)
     dtype = str(out[0].dtype)[6:] if out else None
     outputs = [tuple(t.shape) for t in out]
+    names: tuple[str, ...] | list[str] | None
     if isinstance(source, nn.Module):
         op, kind = LEAVES.get(type(source), (type(source).__name__.lower(), "module"))
         names = (
@@ -120,6 +122,7 @@ def describe(
             location=None, alias=_is_alias(op, kind, values, out) or (kind == "dropout"),
             scalars={k: source.__dict__[k] for k in _KEPT if k in source.__dict__},
             weights=[tuple(p.shape) for p in source.parameters()] if names else [],
+            biased=getattr(source, "bias", None) is not None,
         )  # fmt: skip
         call.operands = call.inputs + call.weights
         if kind == "conv":
@@ -133,16 +136,21 @@ def describe(
     weights: list[tuple[int, ...]] = []
     activations: list[tuple[int, ...]] = []
     for value in values:
-        known = recorder.attributes.get(id(value))
-        if known is None:
+        names = recorder.parameters_behind(value)
+        if names is None:
             activations.append(tuple(value.shape))
-        elif isinstance(known[1], nn.Parameter):
+        elif names:
             weights.append(tuple(value.shape))
-            held.append(known[0])
+            held += names
     label = op
     layer = f"{owner}.{op}" if owner else op
-    if held and kind in ("conv", "linear", "norm", "embedding", "recurrent", "attention", "activation"):
-        layer = held[0].rpartition(".")[0] or owner
+    from_weights = bool(held) and not any(n in recorder.from_input for n in node.all_input_nodes)
+    if (
+        held
+        and not from_weights
+        and kind in ("conv", "linear", "norm", "embedding", "recurrent", "attention", "activation")
+    ):
+        layer = held[0].rpartition(".")[0].partition(".parametrizations.")[0] or owner
         module = next((m for n, m in recorder.stack[::-1] if n == layer), None)
         label = type(module).__name__ if module is not None and layer == owner else op
     if kind == "merge" and len(values) < 2 and op not in ("cat", "stack"):
@@ -159,12 +167,14 @@ def describe(
     call = Call(
         op, kind, layer, label, 0, owner, activations, outputs, dtype, tuple(held),
         alias=_is_alias(op, kind, values, out) or (kind == "dropout" and not scalars.get("training", True)), scalars=scalars,
-        weights=weights, operands=[tuple(v.shape) for v in values],
+        weights=weights, operands=[tuple(v.shape) for v in values], from_weights=from_weights,
     )  # fmt: skip
     if kind == "conv":
         call.conv = _functional_conv(op, args, kwargs)
+        call.biased = call.conv is not None and call.conv.bias
     elif op == "linear" and len(values) > 1:
         call.linear = (values[1].shape[-1], values[1].shape[0])
+        call.biased = len(values) > 2
     return call
 
 

@@ -35,7 +35,8 @@ class ReportError(ConvauditError):
 class TargetError(ConvauditError):
     """A target could not be audited; ``step`` says how far it came.
 
-    ``kind`` is the name of the user's own exception type, ``path`` and ``line`` the user's own line.
+    ``kind`` is the name of the user's own exception type, ``path`` and ``line`` the user's own line, ``recorded`` the
+    number of graph nodes recorded before a forward failed.
     """
 
     def __init__(
@@ -46,9 +47,11 @@ class TargetError(ConvauditError):
         kind: str = "TargetError",
         path: str | None = None,
         line: int | None = None,
+        recorded: int | None = None,
     ) -> None:
         super().__init__(message)
         self.step: Step = step
         self.kind = kind
         self.path = path
         self.line = line
+        self.recorded = recorded

@@ -184,14 +184,13 @@ def _multi_head(call: Call) -> int:
          "rnn_tanh_cell", "rnn_relu_cell")  # fmt: skip
 def _recurrent(call: Call) -> int:
     """Every weight matrix is applied once to each step of each sequence."""
-    return prod(call.inputs[0][:-1]) * sum(prod(w) for w in call.weights if len(w) == 2)
+    return prod(call.operands[0][:-1]) * sum(prod(w) for w in call.weights if len(w) == 2)
 
 
 @flops_of("batch_norm")
 def _batch_norm(call: Call) -> int:
     training = bool(call.scalars.get("training", False))
-    affine = _Shaped(call.weights[0]) if call.weights else _NOTHING
-    inputs = [_Shaped((1, prod(call.inputs[0]))), affine, *[_NOTHING] * 3, _Shaped(None, training)]
+    inputs = [_Shaped((1, prod(call.operands[0]))), _affine(call), *[_NOTHING] * 3, _Shaped(None, training)]
     return _fvcore("batchnorm_flop_jit", inputs)
 
 
@@ -199,8 +198,11 @@ def _batch_norm(call: Call) -> int:
 def _norm(call: Call) -> int:
     from fvcore.nn.jit_handles import norm_flop_counter
 
-    affine = _Shaped(call.weights[0]) if call.weights else _NOTHING
-    return int(norm_flop_counter(1)([_Shaped((1, prod(call.inputs[0]))), affine], []))
+    return int(norm_flop_counter(1)([_Shaped((1, prod(call.operands[0]))), _affine(call)], []))
+
+
+def _affine(call: Call) -> _Shaped:
+    return _Shaped(call.weights[0]) if len(call.weights) > call.from_weights else _NOTHING
 
 
 @flops_of("avg_pool1d", "avg_pool2d", "avg_pool3d", "local_response_norm", "lp_pool1d", "lp_pool2d")
@@ -229,4 +231,4 @@ def _upsample(call: Call) -> int:
 def _elementwise(call: Call, per_input: int, per_output: int) -> int:
     from fvcore.nn.jit_handles import elementwise_flop_counter
 
-    return int(elementwise_flop_counter(per_input, per_output)([_Shaped(call.inputs[0])], [_Shaped(call.outputs[0])]))
+    return int(elementwise_flop_counter(per_input, per_output)([_Shaped(call.operands[0])], [_Shaped(call.outputs[0])]))

@@ -84,7 +84,11 @@ class Call:
     scalars: dict[str, Any] = field(default_factory=dict)
     """Plain arguments worth keeping, by name: eps, p, output_size, dim, …"""
     weights: list[Shape] = field(default_factory=list)
-    """Shapes of the parameters it reads."""
+    """Shapes of the parameters it reads, or of tensors made of parameters alone (standardised weights)."""
+    biased: bool = False
+    """A conv or linear layer adds a bias."""
+    from_weights: bool = False
+    """It reads parameters and nothing of the input: weight standardisation, a bias table."""
     operands: list[Shape] = field(default_factory=list)
     """Shapes of all tensors among its arguments, in order, parameters and buffers included."""
 
@@ -147,3 +151,9 @@ def tensors(value: Any) -> list[torch.Tensor]:
 def main_input(node: Node) -> Node | None:
     """The node's first input that is a value of the forward pass, not a parameter."""
     return next((n for n in node.all_input_nodes if n.op != "get_attr"), None)
+
+
+def shape_of(node: Node) -> Shape:
+    """Shape of the node's value (of its first tensor); () where it has none."""
+    found = tensors(node.meta.get(VAL))
+    return tuple(found[0].shape) if found else ()

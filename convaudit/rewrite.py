@@ -11,7 +11,9 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from convaudit import accounting
+from convaudit.fc_layers import Flatten
 from convaudit.graph import CALL, VAL, Call, LayerGraph, tensors
+from convaudit.layout import space
 from convaudit.result import Saving
 
 
@@ -47,16 +49,26 @@ class Rewrite:
             self._changed.update(value.users)
         self.graph.erase_node(at)
 
-    def insert_pool(self, flatten: Node, size: int, axes: int) -> None:
-        """Pool the map that ``flatten`` reads to ``size`` per axis, and flatten that."""
-        at = self._copy[flatten]
-        value = next(n for n in at.all_input_nodes if n.op != "get_attr")
+    def pool(self, flatten: Flatten, size: int) -> None:
+        """Pool the flattened map to ``size`` per spatial axis (adaptive average), and flatten that, channels first."""
+        at, value = self._copy[flatten.node], self._copy[flatten.map]
+        order = [i for i, axis in enumerate(flatten.layout) if not space((axis,))]
+        axes = [i for i, axis in enumerate(flatten.layout) if space((axis,))]
         pools: tuple[type[nn.Module], ...] = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
+        if len(order) != 2 or len(axes) > 3:
+            raise RewriteFailed(f"{flatten.map.name}: not one channel axis and up to three spatial ones")
         with self.graph.inserting_before(at):
-            value = self._call(pools[axes - 1](size), value)
+            if [*order, *axes] != list(range(len(flatten.layout))):
+                value = self._function(torch.permute, value, [*order, *axes])
+            value = self._call(pools[len(axes) - 1](size), value)
             value = self._call(nn.Flatten(1), value)
         at.replace_all_uses_with(value)
         self.graph.erase_node(at)
+
+    def _function(self, function: Any, value: Node, *args: Any) -> Node:
+        node = self.graph.call_function(function, (value, *args))
+        self._changed.add(node)
+        return node
 
     def _call(self, module: nn.Module, value: Node) -> Node:
         name = f"_rewritten_{self._made}"

@@ -66,8 +66,12 @@ def record(
     inputs: list[InputInfo] | None = None,
     locations: dict[str, Location] | None = None,
     formulas: bool = True,
+    costs: bool = True,
 ) -> LayerGraph:
-    """:func:`trace` with the arguments already split; ``formulas=False`` runs torch's own meta kernels throughout."""
+    """:func:`trace` with the arguments already split.
+
+    ``formulas=False`` runs torch's own meta kernels throughout; ``costs=False`` leaves ``layers`` and ``totals`` empty.
+    """
     from convaudit.accounting import account
 
     if not isinstance(model, nn.Module):
@@ -101,7 +105,8 @@ def record(
         locations=locations or {},
         root=recorder.root,
     )
-    account(graph)
+    if costs:
+        account(graph)
     return graph
 
 
@@ -272,7 +277,8 @@ class _Recorder(TorchFunctionMode):
         self.alive: list[Any] = []
         self.attributes: dict[int, tuple[str, Any]] = {}
         self.calls: dict[str, int] = {}
-        self.tainted: set[Node] = set()
+        self.from_input: set[Node] = set()
+        self.derived: dict[Node, tuple[str, ...]] = {}
         self.device = next((p.device for p in model.parameters() if p.device.type != "meta"), torch.device("cpu"))
 
     # -- running ---------------------------------------------------------------------------------------------------
@@ -310,7 +316,9 @@ class _Recorder(TorchFunctionMode):
             _unsupported(error)
         ):
             path, line = _user_line(error)
-            raise TargetError("trace", message, kind=type(error).__name__, path=path, line=line) from error
+            raise TargetError(
+                "trace", message, kind=type(error).__name__, path=path, line=line, recorded=len(self.graph.nodes)
+            ) from error
         self.graph.output(())
         return f"the forward pass stopped: {message}"
 
@@ -373,7 +381,7 @@ class _Recorder(TorchFunctionMode):
     def _placeholder(self, name: str, value: Any) -> None:
         node = self.graph.placeholder(name)
         node.meta[VAL] = value
-        self.tainted.add(node)
+        self.from_input.add(node)
         self._own(value, node, ())
 
     # -- modules ---------------------------------------------------------------------------------------------------
@@ -473,7 +481,7 @@ class _Recorder(TorchFunctionMode):
         if self.on_meta:
             raise _DataDependent(f"the forward reads a tensor's value ({name}) in {self._where()}")
         node = self._find(args[0])
-        if node in self.tainted and self.made_up_branch is None:
+        if (node in self.from_input or self.parameters_behind(args[0])) and self.made_up_branch is None:
             self.made_up_branch = (
                 f"{self._where()} reads values computed from the input ({name}); stand-in values were used"
             )
@@ -490,8 +498,10 @@ class _Recorder(TorchFunctionMode):
         call.index = self.calls.get(call.layer, 0)
         self.calls[call.layer] = call.index + 1
         node.meta[CALL] = call
-        if not self.on_meta and any(n in self.tainted for n in node.all_input_nodes):
-            self.tainted.add(node)
+        if call.kind != "constant" and any(n in self.from_input for n in node.all_input_nodes):
+            self.from_input.add(node)
+        elif call.parameters:
+            self.derived[node] = call.parameters
         self._own(result, node, ())
 
     def _own(self, value: Any, node: Node, path: tuple[Any, ...]) -> None:
@@ -514,8 +524,10 @@ class _Recorder(TorchFunctionMode):
             for key in path:
                 parent, node = node, self.graph.call_function(operator.getitem, (node, key))
                 node.meta[VAL] = parent.meta[VAL][key]
-                if parent in self.tainted:
-                    self.tainted.add(node)
+                if parent in self.from_input:
+                    self.from_input.add(node)
+                elif parent in self.derived:
+                    self.derived[node] = self.derived[parent]
             self.node_of[id(tensor)] = (node, ())
         return node
 
@@ -531,11 +543,17 @@ class _Recorder(TorchFunctionMode):
         self.root[name] = value
         node = self.graph.create_node("get_attr", name)
         node.meta[VAL] = tensor
-        if isinstance(value, nn.Parameter):
-            self.tainted.add(node)
         self.node_of[id(tensor)] = (node, ())
         self.alive.append(tensor)
         return node
+
+    def parameters_behind(self, tensor: Tensor) -> tuple[str, ...] | None:
+        """Names of the parameters a tensor is, or is made of alone; () for a buffer, None for anything else."""
+        known = self.attributes.get(id(tensor))
+        if known is not None:
+            return (known[0],) if isinstance(known[1], nn.Parameter) else ()
+        made = self.node_of.get(id(tensor))
+        return self.derived.get(made[0]) if made is not None else None
 
     def _known_tensor(self, tensor: Tensor) -> Tensor:
         """The stand-in for a real tensor met in the forward; 0-dim constants mix with meta tensors as they are."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from convaudit.graph import CALL, VAL, main_input, tensors
+from convaudit.fc_layers import TRANSPARENT
+from convaudit.graph import CALL, main_input, shape_of
 from convaudit.rule import Example, Rule
 
 if TYPE_CHECKING:
@@ -48,70 +49,46 @@ class FixedInputResolution(Rule):
         """At most one finding."""
         ties = self._ties(context)
         image = next(
-            (
-                t.shape
-                for n in context.graph.graph.nodes
-                if n.op == "placeholder"
-                for t in tensors(n.meta[VAL])
-                if t.dim() >= 4
-            ),
-            None,
+            (shape_of(n) for n in context.graph.graph.nodes if n.op == "placeholder" and len(shape_of(n)) >= 4), None
         )
         if not ties or image is None:
             return
-        tie, tied = ties[0]
-        batch = {
-            t.shape[0]
-            for n in context.graph.graph.nodes
-            if n.op == "output"
-            for i in n.all_input_nodes
-            for t in tensors(i.meta[VAL])
-            if t.dim()
-        }
-        source = next(n for n in tie.all_input_nodes if n.op != "get_attr")
-        before = tensors(source.meta[VAL])[0].shape[2:]
+        batches = {shape[0] for shape in context.output_shapes if shape}
         for factor in (1.5, 2.0):
-            size = []
-            for axis, full in enumerate(image[2:]):
-                step = max(1, full // max(1, before[axis] if axis < len(before) else 1))
-                size.append(-(-int(full * factor) // step) * step)
-            again = context.retrace(tuple(size))
+            size = enlarged(image[2:], shape_of(main_input(ties[0]) or ties[0])[2:], factor)
+            again = context.retrace(size)
             shown = "×".join(map(str, size))
             if again.error is not None:
-                if (
-                    "Linear" not in again.error
-                    and "view" not in again.error
-                    and "shape" not in again.error
-                    and "size" not in again.error
-                ):
-                    return
-                yield context.finding(
-                    f"runs at {'×'.join(map(str, image[2:]))} only: at {shown} {again.error}",
-                    [tied],
-                    evidence={"input": size, "error": again.error},
-                    suggestion="pool adaptively before the flatten",
-                )
+                behind = [tie for tie in ties if again.failed_at and context.leads_to(tie, again.failed_at)]
+                if behind:
+                    yield context.finding(
+                        f"runs at {'×'.join(map(str, image[2:]))} only: at {shown} {again.error}",
+                        [self._reader(behind[-1])],
+                        evidence={"input": list(size), "error": again.error},
+                        suggestion="pool adaptively before the flatten",
+                    )
                 return
-            if {s[0] for s in again.output_shapes if s} != batch:
+            found = {shape[0] for shape in again.output_shapes if shape}
+            if found != batches:
                 yield context.finding(
-                    f"at {shown} the batch of {sorted(batch)} comes back as {sorted({s[0] for s in again.output_shapes if s})}: "
-                    "a view folds positions into the batch",
-                    [tied],
-                    evidence={"input": size, "output_shapes": [list(s) for s in again.output_shapes]},
+                    f"at {shown} a batch of {_listed(batches)} comes back as {_listed(found)}: a view folds positions into the batch",
+                    [self._reader(ties[0])],
+                    evidence={"input": list(size), "output_shapes": [list(s) for s in again.output_shapes]},
                     suggestion="flatten with torch.flatten(x, 1)",
                 )
                 return
 
-    def _ties(self, context: Context) -> list[tuple[Node, str]]:
+    def _ties(self, context: Context) -> list[Node]:
         """Reshapes of a map to a vector that no adaptive pool or mean over positions stands before."""
-        found = []
-        for node, call in context.graph.calls:
-            if call.kind != "reshape" or not call.inputs or not call.outputs or len(call.inputs[0]) < 4:
-                continue
-            if len(call.outputs[0]) >= len(call.inputs[0]) or len(call.outputs[0]) > 2 or self._pooled(node):
-                continue
-            found.append((node, self._reader(node) or call.layer))
-        return found
+        return [
+            node
+            for node, call in context.graph.calls
+            if call.op in ("view", "reshape", "flatten", "squeeze", "ravel")
+            and call.inputs
+            and len(call.inputs[0]) > 2 >= len(call.outputs[0])
+            and node in context.layouts
+            and not self._pooled(node)
+        ]
 
     def _pooled(self, node: Node) -> bool:
         at: Node | None = main_input(node)
@@ -119,23 +96,23 @@ class FixedInputResolution(Rule):
             call = at.meta.get(CALL)
             if call is None or at.op == "placeholder":
                 return False
-            if "adaptive" in call.op or call.op in ("mean", "sum", "amax"):
+            if "adaptive" in call.op or call.kind == "reduce":
                 return True
-            if call.kind not in ("activation", "dropout", "norm", "reshape", "elementwise") and not (
-                call.conv is not None and set(call.conv.kernel) == {1}
-            ):
+            pointwise = call.conv is not None and set(call.conv.kernel) == {1}
+            if not pointwise and call.kind not in (*TRANSPARENT, "reshape"):
                 return False
             at = main_input(at)
         return False
 
-    def _reader(self, node: Node) -> str | None:
+    def _reader(self, node: Node) -> str:
+        """The layer that reads the vector ``node`` makes, else the reshape's own."""
         at: Node | None = node
         while at is not None:
             call = at.meta.get(CALL)
             if call is not None and call.kind in ("linear", "recurrent"):
                 return str(call.layer)
             at = next(iter(at.users), None)
-        return None
+        return str(node.meta[CALL].layer)
 
     @classmethod
     def bad(cls) -> list[Example]:
@@ -159,3 +136,14 @@ class FixedInputResolution(Rule):
                 ((2, 1, 28, 28),), "pools adaptively",
             )
         ]  # fmt: skip
+
+
+def enlarged(image: tuple[int, ...], flattened: tuple[int, ...], factor: float) -> tuple[int, ...]:
+    """``image`` times ``factor``, each side rounded up to a multiple of the downsampling from it to ``flattened``."""
+    steps = [max(1, full // max(1, small)) for full, small in zip(image, flattened, strict=False)]
+    steps += [1] * (len(image) - len(steps))
+    return tuple(-(-int(full * factor) // step) * step for full, step in zip(image, steps, strict=True))
+
+
+def _listed(sizes: set[int]) -> str:
+    return ", ".join(map(str, sorted(sizes)))

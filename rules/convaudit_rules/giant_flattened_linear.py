@@ -74,8 +74,8 @@ class GiantFlattenedLinear(Rule):
         def pooled(size: int) -> Alternative:
             def rewrite(attempt: Rewrite) -> None:
                 calls = [other for other in context.fc_layers if other.call.layer == layer.call.layer]
-                for flatten in {call.flatten for call in calls if call.flatten is not None}:
-                    attempt.insert_pool(flatten, size, len(layer.spatial))
+                for flatten in dict.fromkeys(flatten for call in calls for flatten in call.flattens):
+                    attempt.pool(flatten, size)
 
             saving = context.prove(f"pool:{layer.call.layer}:{size}", rewrite)
             return Alternative(f"pool to {'×'.join([str(size)] * len(layer.spatial))} before the Linear", saving)
@@ -84,8 +84,7 @@ class GiantFlattenedLinear(Rule):
         saves = best.saving is not None and best.saving.parameters[1] < best.saving.parameters[0]
         size = "×".join(map(str, (layer.channels, *layer.spatial)))
         return context.finding(
-            f"Linear {layer.call.linear[0] if layer.call.linear else 0:,}→"
-            f"{layer.call.linear[1] if layer.call.linear else 0:,} reads a flattened {size} map: "
+            f"{layer.call.label} {layer.in_features:,}→{layer.out_features:,} reads a flattened {size} map: "
             f"{layer.weights:,} weights, {share:.0%} of the model",
             [layer.call.layer],
             severity=None if saves else "info",

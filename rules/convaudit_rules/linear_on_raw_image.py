@@ -45,7 +45,7 @@ class LinearOnRawImage(Rule):
             if not layer.raw_image or len(layer.spatial) < 2 or min(layer.spatial) < 8:
                 continue
             size = "×".join(map(str, (layer.channels, *layer.spatial)))
-            width = layer.call.linear[1] if layer.call.linear else 0
+            width = layer.out_features
             convs, channels, stages = 0, layer.channels, []
             for step in (32, 64, width):
                 convs += 9 * channels * step + step

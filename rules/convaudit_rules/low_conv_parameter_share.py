@@ -49,29 +49,27 @@ class LowConvParameterShare(Rule):
         if graph.status == "partial" or attention:
             return
         conv = sum(row.parameters for row in graph.layers if row.kind == "conv")
-        layers = {layer.call.layer: layer for layer in context.fc_layers}
-        held = {row.name: row.parameters for row in graph.layers if row.name in layers and row.call == 0}
-        fc = sum(held.values())
+        layers = {layer.call.layer: layer for layer in context.fc_layers if not layer.cell}
+        fc = sum(layer.weights + layer.out_features * layer.call.biased for layer in layers.values())
         if not conv or fc < 100_000 or conv >= 0.5 * (conv + fc):
             return
-        largest = layers[max(held, key=lambda name: held[name])]
-        flattened = [layer for layer in context.fc_layers if layer.positions > 1 and layer.flatten is not None]
+        largest = max(layers.values(), key=lambda layer: layer.weights)
+        flattens = dict.fromkeys(f for layer in context.fc_layers if layer.positions > 1 for f in layer.flattens)
         saving = None
-        if flattened:
+        if flattens:
 
             def rewrite(attempt: Rewrite) -> None:
-                for flatten in {layer.flatten: layer for layer in flattened}.values():
-                    assert flatten.flatten is not None
-                    attempt.insert_pool(flatten.flatten, 1, len(flatten.spatial))
+                for flatten in flattens:
+                    attempt.pool(flatten, 1)
 
             saving = context.prove("pool-all", rewrite)
         yield context.finding(
             f"convolutions hold {conv / (conv + fc):.1%} of {conv + fc:,} conv and FC parameters; {fc:,} are fully connected",
             [largest.call.layer],
-            severity="warning" if flattened else "info",
+            severity="warning" if flattens else "info",
             saving=saving,
             evidence={"conv_parameters": conv, "fc_parameters": fc, "share": conv / (conv + fc)},
-            suggestion="pool the last map globally before the first Linear" if flattened else "a smaller head, or none",
+            suggestion="pool the last map globally before the first Linear" if flattens else "a smaller head, or none",
         )
 
     @classmethod

@@ -58,15 +58,15 @@ class NonPowerOfTwoWidth(Rule):
         options = context.options
         assert isinstance(options, NonPowerOfTwoWidthOptions)
         multiple = options.width_multiple
-        fc = {layer.node for layer in context.fc_layers}
+        fc = {layer.node: layer for layer in context.fc_layers if not layer.cell}
         parameters = context.graph.parameters
         odd: dict[str, int] = {}
         for node, call in context.graph.calls:
             if call.conv is not None:
                 width = call.conv.out_channels
                 skip = call.conv.groups > 1 and call.conv.groups == call.conv.in_channels
-            elif call.linear is not None and node in fc:
-                width, skip = call.linear[1], False
+            elif node in fc:
+                width, skip = fc[node].out_features, False
             else:
                 continue
             fine = width % multiple == 0 if multiple else width & (width - 1) == 0
@@ -117,7 +117,16 @@ class NonPowerOfTwoWidth(Rule):
                     "tensor_split",
                 ):
                     return True
-                if call.kind in ("activation", "norm", "dropout", "elementwise", "pool", "reshape", "upsample"):
+                if call.kind in (
+                    "activation",
+                    "norm",
+                    "dropout",
+                    "elementwise",
+                    "reduce",
+                    "pool",
+                    "reshape",
+                    "upsample",
+                ):
                     queue.append(user)
         return False
 

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING
 from convaudit.rule import Example, Rule
 
 if TYPE_CHECKING:
+    from torch.fx import Node
+
     from convaudit.context import Context
     from convaudit.result import Finding
+    from convaudit.rewrite import Rewrite
 
 
 class OversizedHiddenLinear(Rule):
@@ -43,17 +46,20 @@ class OversizedHiddenLinear(Rule):
         """One finding for each layer."""
         if not context.conv_calls:
             return
-        for layer in context.fc_layers:
+        for layer in {layer.call.layer: layer for layer in context.fc_layers}.values():
             least = 1_000_000 if layer.after_fc else 4_000_000
-            if layer.is_head or layer.positions > 1 or layer.raw_image or layer.weights < least:
+            if layer.cell or layer.is_head or layer.positions > 1 or layer.weights < least:
                 continue
-            saving = context.prove(
-                f"remove:{layer.call.layer}", lambda attempt, node=layer.node: attempt.replace(node, [])
-            )  # type: ignore[misc]
+            nodes = [other.node for other in context.fc_layers if other.call.layer == layer.call.layer]
+
+            def without(attempt: Rewrite, nodes: list[Node] = nodes) -> None:
+                for node in nodes:
+                    attempt.replace(node, [])
+
+            saving = context.prove(f"remove:{layer.call.layer}", without)
             saves = saving is not None and saving.parameters[1] < saving.parameters[0]
-            assert layer.call.linear is not None
             yield context.finding(
-                f"hidden Linear {layer.call.linear[0]:,}→{layer.call.linear[1]:,} holds {layer.weights:,} weights",
+                f"hidden {layer.call.label} {layer.in_features:,}→{layer.out_features:,} holds {layer.weights:,} weights",
                 [layer.call.layer],
                 severity=None if saves else "info",
                 saving=saving if saves else None,

@@ -1,0 +1,124 @@
+"""What lies where in a layer graph: ancestors, gates that rejoin a map, values that leave the model."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.fx import Node
+
+from convaudit.graph import CALL, VAL, Call, LayerGraph, tensors
+from convaudit.layout import Layout, layouts, space
+
+SQUASHING = frozenset({"sigmoid", "hardsigmoid", "softmax", "tanh", "hardtanh", "relu6", "clamp"})
+"""Activations that end a gate."""
+
+
+def ancestors(graph: LayerGraph) -> dict[Node, int]:
+    """Bit set of each node's ancestors and itself; bit i is the i-th node of the graph."""
+    if "ancestors" not in graph.cache:
+        bits: dict[Node, int] = {}
+        for node, index in order(graph).items():
+            mask = 1 << index
+            for source in node.all_input_nodes:
+                mask |= bits[source]
+            bits[node] = mask
+        graph.cache["ancestors"] = bits
+    found: dict[Node, int] = graph.cache["ancestors"]
+    return found
+
+
+def order(graph: LayerGraph) -> dict[Node, int]:
+    """Each node's position in the graph."""
+    if "order" not in graph.cache:
+        graph.cache["order"] = {node: index for index, node in enumerate(graph.graph.nodes)}
+    found: dict[Node, int] = graph.cache["order"]
+    return found
+
+
+def layout_of(graph: LayerGraph) -> dict[Node, Layout]:
+    """:func:`convaudit.layout.layouts`, computed once."""
+    if "layouts" not in graph.cache:
+        graph.cache["layouts"] = layouts(graph)
+    found: dict[Node, Layout] = graph.cache["layouts"]
+    return found
+
+
+def gates(graph: LayerGraph) -> set[Node]:
+    """Nodes of side branches that rejoin a map by multiplication (squeeze-and-excitation, CBAM, selective kernels).
+
+    A gate is the factor of a product that was squashed, or holds fewer positions or channels than the other; its
+    branch is what leads to it and not to the other factor.
+    """
+    if "gates" in graph.cache:
+        cached: set[Node] = graph.cache["gates"]
+        return cached
+    where = order(graph)
+    nodes = list(where)
+    bits, layout = ancestors(graph), layout_of(graph)
+    found: set[Node] = set()
+    for node in nodes:
+        call: Call | None = node.meta.get(CALL)
+        factors = [n for n in node.all_input_nodes if n in layout]
+        if call is None or call.op not in ("mul", "addcmul") or len(factors) != 2:
+            continue
+        if not any(len(layout[f]) >= 3 for f in factors):
+            continue
+        gate, other = sorted(factors, key=lambda f: (_squashed(f), -_numel(f), where[f]), reverse=True)
+        if not _squashed(gate) and _numel(gate) == _numel(other):
+            continue
+        only = bits[gate] & ~bits[other]
+        while only:
+            low = only & -only
+            found.add(nodes[low.bit_length() - 1])
+            only ^= low
+    graph.cache["gates"] = found
+    return found
+
+
+def _numel(node: Node) -> int:
+    return sum(t.numel() for t in tensors(node.meta.get(VAL)))
+
+
+def _squashed(node: Node) -> bool:
+    """Whether a value is the result of a squashing activation, through reshapes and resizing."""
+    at: Node | None = node
+    while at is not None:
+        call: Call | None = at.meta.get(CALL)
+        if call is not None and call.op in SQUASHING:
+            return True
+        if call is not None and call.kind not in ("reshape", "upsample"):
+            return False
+        at = next((n for n in at.all_input_nodes if n.op != "get_attr"), None)
+    return False
+
+
+def outputs(graph: LayerGraph) -> set[Node]:
+    """Nodes whose value leaves the model, also through reshapes, activations and dropout."""
+    if "outputs" in graph.cache:
+        cached: set[Node] = graph.cache["outputs"]
+        return cached
+    found: set[Node] = set()
+    queue = [n for node in graph.graph.nodes if node.op == "output" for n in node.all_input_nodes]
+    while queue:
+        node = queue.pop()
+        if node in found:
+            continue
+        found.add(node)
+        call: Call | None = node.meta.get(CALL)
+        if call is None or call.kind in ("reshape", "activation", "dropout"):
+            queue += node.all_input_nodes
+    graph.cache["outputs"] = found
+    return found
+
+
+def positions(node: Node, layout: Layout) -> int:
+    """Number of spatial positions of a value: the product of its spatial axes."""
+    value = node.meta.get(VAL)
+    if not isinstance(value, Tensor):
+        value = next(iter(tensors(value)), None)
+    if value is None:
+        return 0
+    count = 1
+    for size, axis in zip(value.shape, layout, strict=True):
+        if space((axis,)) and "N" not in axis:
+            count *= size
+    return count
