@@ -56,7 +56,7 @@ class _Shaped:
     def __init__(self, shape: Shape | None, constant: Any = None) -> None:
         self._shape, self._constant = shape, constant
 
-    def isCompleteTensor(self) -> bool:  # noqa: N802 - torch's own spelling
+    def isCompleteTensor(self) -> bool:
         return self._shape is not None
 
     def type(self) -> _Shaped:
@@ -65,7 +65,7 @@ class _Shaped:
     def sizes(self) -> list[int]:
         return list(self._shape or ())
 
-    def toIValue(self) -> Any:  # noqa: N802 - torch's own spelling
+    def toIValue(self) -> Any:
         return self._constant
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -67,10 +68,11 @@ def _merge(node: Node, incoming: list[tuple[Node, ReceptiveField]]) -> Receptive
     fields = [f for f in fields if len(f.small_jump) == axes]
     small = min(fields, key=lambda f: (f.small is None, f.small or ()))
     bounded = [f for f in fields if f.small is not None]
+    extent: tuple[float, ...] | None
     if bounded and small.small is not None:
         extent = tuple(min(f.small[i] for f in bounded if f.small) for i in range(axes))
     else:
-        extent = None  # type: ignore[assignment]
+        extent = None
     large = max(fields, key=lambda f: (f.large is None, f.large or ()))
     largest = None if large.large is None else tuple(max(f.large[i] for f in fields if f.large) for i in range(axes))
     return ReceptiveField(extent, largest, small.small_jump, large.large_jump)
@@ -124,7 +126,7 @@ def _axes(value: Any, axes: int) -> tuple[int, ...] | None:
     return values * axes if len(values) == 1 else values if len(values) == axes else None
 
 
-def _grow(field: ReceptiveField, steps: list[tuple[float, float]]) -> ReceptiveField:
+def _grow(field: ReceptiveField, steps: Sequence[tuple[float, float]]) -> ReceptiveField:
     def grown(extent: tuple[float, ...] | None, jump: tuple[float, ...]) -> tuple[float, ...] | None:
         return None if extent is None else tuple(e + g * j for e, j, (g, _) in zip(extent, jump, steps))
 

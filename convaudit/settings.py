@@ -7,7 +7,7 @@ import difflib
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from convaudit.errors import SettingsError
 from convaudit.result import SEVERITIES, Severity
@@ -125,7 +125,7 @@ def read_settings(path: Path) -> dict[str, Any] | None:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: not valid TOML: {error}") from error
     if path.name != "pyproject.toml":
-        return cast("dict[str, Any]", data)
+        return data
     table = data.get("tool", {}).get("convaudit")
     if table is not None and not isinstance(table, dict):
         raise SettingsError(f"{path}: tool.convaudit must be a table")

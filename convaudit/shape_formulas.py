@@ -8,6 +8,7 @@ gets the call's arguments and returns the result, or ``None`` where anything is 
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import torch
@@ -150,13 +151,12 @@ def _binary(x: Any, y: Any, **kwargs: Any) -> Tensor | None:
     return None
 
 
-for _name in ("add", "sub", "mul"):
-    for _function in (getattr(torch, _name), getattr(Tensor, _name), getattr(Tensor, f"__{_name}__")):
-        FORMULAS[_function] = _binary
-for _function in (Tensor.__radd__, Tensor.__rmul__, Tensor.__truediv__, torch.div, Tensor.div):
-    FORMULAS[_function] = _binary
-for _function in (Tensor.__iadd__, Tensor.__imul__, Tensor.__isub__):
-    FORMULAS[_function] = _in_place
+for _name in ("add", "sub", "mul", "div"):
+    formula(getattr(torch, _name), getattr(Tensor, _name))(_binary)
+for _name in ("add", "sub", "mul", "truediv", "radd", "rmul"):
+    formula(getattr(Tensor, f"__{_name}__"))(_binary)
+for _name in ("iadd", "imul", "isub"):
+    formula(getattr(Tensor, f"__{_name}__"))(_in_place)
 
 
 def _pool(axes: int, maximum: bool) -> Formula:
@@ -205,13 +205,9 @@ def _adaptive(axes: int) -> Formula:
     return pool
 
 
-for _axes, _functions in (
-    (1, (F.adaptive_avg_pool1d,)),
-    (2, (F.adaptive_avg_pool2d,)),
-    (3, (F.adaptive_avg_pool3d,)),
-):
-    for _function in _functions:
-        FORMULAS[_function] = _adaptive(_axes)
+formula(F.adaptive_avg_pool1d)(_adaptive(1))
+formula(F.adaptive_avg_pool2d)(_adaptive(2))
+formula(F.adaptive_avg_pool3d)(_adaptive(3))
 
 
 @formula(F.scaled_dot_product_attention)
@@ -250,3 +246,19 @@ def _cat(parts: Any, dim: int = 0, **kwargs: Any) -> Tensor | None:
     shape[axis] = sum(p.shape[axis] for p in parts)
     result: Tensor = first.new_empty(shape)
     return result
+
+
+@formula(torch.roll, Tensor.roll)
+def _roll(x: Tensor, *_: Any, **__: Any) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@formula(torch.reshape, Tensor.reshape)
+def _reshape(x: Tensor, *shape: Any, **named: Any) -> Tensor | None:
+    if named or x.is_contiguous():
+        return None  # a view, which torch makes as fast
+    sizes = list(shape[0] if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape)
+    known = prod(size for size in sizes if size != -1)
+    if sizes.count(-1) == 1 and known and x.numel() % known == 0:
+        sizes[sizes.index(-1)] = x.numel() // known
+    return x.new_empty(sizes) if -1 not in sizes and prod(sizes) == x.numel() else None

@@ -177,7 +177,7 @@ def _materialise(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
                 module._parameters[name] = nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
         for name, buffer in module._buffers.items():
             if isinstance(buffer, nn.parameter.UninitializedBuffer):
-                module._buffers[name] = nn.parameter.UninitializedBuffer(device="meta")
+                module._buffers[name] = nn.parameter.UninitializedBuffer(device="meta")  # type: ignore[call-arg]
             elif buffer is not None:
                 module._buffers[name] = buffer.to("meta")
     training = {m: m.training for m in model.modules()}
@@ -340,7 +340,7 @@ class _Recorder(TorchFunctionMode):
                         stand_in = seen[id(value)] = self._replacement(value, store is module._buffers)
                         self.attributes[id(stand_in)] = (dot + name, value)
                     if stand_in is not value:
-                        store[name] = stand_in  # type: ignore[assignment]
+                        store[name] = stand_in
         self.alive.append(seen)
 
     def _replacement(self, value: Tensor, is_buffer: bool) -> Tensor:

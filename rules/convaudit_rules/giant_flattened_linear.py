@@ -10,7 +10,8 @@ from convaudit.result import Alternative
 from convaudit.rule import Example, Options, Rule
 
 if TYPE_CHECKING:
-    from convaudit.context import Context, FCLayer
+    from convaudit.context import Context
+    from convaudit.fc_layers import FCLayer
     from convaudit.result import Finding
     from convaudit.rewrite import Rewrite
 
