@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint zoo
+.PHONY: demo test lint zoo bench
 demo: .venv/.demo
 	$(BIN)/convaudit demo
 
@@ -14,6 +14,10 @@ test: .venv/.test
 lint: .venv/.test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+bench: .venv/.test
+	$(PIP) torchinfo ptflops thop
+	$(BIN)/python tests/benchmarks/bench.py
 
 zoo: .venv/.demo
 	$(BIN)/python tests/support/zoo.py

@@ -58,7 +58,10 @@ class Worker:
             code = self.process.returncode
             how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
             return self._lost(target, f"{target}: its process died with {how} while it was audited", "trace")
-        return msgspec.json.decode(line, type=TargetResult)
+        try:
+            return msgspec.json.decode(line, type=TargetResult)
+        except msgspec.DecodeError:
+            return self._lost(target, f"{target}: its code wrote into the worker's own channel", "trace")
 
     def _line(self, timeout: float) -> bytes | None:
         assert self.process.stdout is not None

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import json
 import os
+import queue
+import signal
 import sys
+import threading
 
 
 def main() -> None:
-    """Answer requests until standard input ends."""
+    """Answer requests until the parent closes standard input."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    requests = os.fdopen(os.dup(0), "rb")
+    requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(os.dup(0), requests), daemon=True).start()
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     import torch  # noqa: F401
@@ -25,8 +29,8 @@ def main() -> None:
 
     known = set(sys.modules)
     path = list(sys.path)
-    for line in requests:
-        request = json.loads(line)
+    while True:
+        request = json.loads(requests.get())
         result = _answer(request)
         answers.write(msgspec.json.encode(result) + b"\n")
         answers.flush()
@@ -41,6 +45,16 @@ def main() -> None:
                 and not file.startswith(sys.base_prefix)
             ):
                 del sys.modules[name]
+
+
+def _listen(descriptor: int, requests: queue.SimpleQueue[bytes]) -> None:
+    """Queue each request; when the parent is gone, end this process and all that its targets started."""
+    with os.fdopen(descriptor, "rb") as lines:
+        for line in lines:
+            requests.put(line)
+    if os.getpgrp() == os.getpid():
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+    os._exit(0)
 
 
 def _answer(request: dict[str, object]) -> object:

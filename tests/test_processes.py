@@ -1,0 +1,112 @@
+"""Workers: what they cost their neighbours when they die, hang or lie, and that none outlives the command."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+NETS = """
+import os, time
+from torch import nn
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+    def forward(self, x):
+        return self.conv(x)
+class Sleeps(Net):
+    def forward(self, x):
+        os.system("sleep 1000 &")
+        open("started", "w").close()
+        time.sleep(1000)
+class Lies(Net):
+    def forward(self, x):
+        for descriptor in range(3, 20):
+            try:
+                os.write(descriptor, b"spoilt\\n")
+            except OSError:
+                pass
+        return self.conv(x)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "nets.py").write_text(NETS)
+    return tmp_path
+
+
+def start(folder: Path, *args: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "convaudit", "check", *args, "--input", "1,3,8,8"], cwd=folder, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "CONVAUDIT_TEST_MARK": str(folder)},
+    )  # fmt: skip
+
+
+def marked(folder: Path) -> list[str]:
+    """Command lines of living processes that carry this test's mark in their environment."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if str(folder).encode() in (entry / "environ").read_bytes():
+                found.append((entry / "cmdline").read_text().replace("\0", " "))
+        except OSError:
+            continue
+    return [line for line in found if line]
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert condition()
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_nothing_outlives_the_command(folder: Path, how: signal.Signals) -> None:
+    running = start(folder, "nets.py:Sleeps", "nets.py:Net", "--jobs", "2")
+    wait_until((folder / "started").exists)
+    running.send_signal(how)
+    _, errors = running.communicate(timeout=30)
+
+    wait_until(lambda: not marked(folder), 10)  # not even what the model's own code started
+    assert "Traceback" not in errors
+    if how == signal.SIGINT:
+        assert running.returncode == 130
+
+
+def test_a_lying_channel_costs_its_own_target_only(folder: Path) -> None:
+    running = start(folder, "nets.py:Lies", "nets.py:Net", "--format", "json")
+    out, _ = running.communicate(timeout=120)
+    result = json.loads(out)
+
+    assert [t["status"] for t in result["targets"]] == ["failed", "ok"]
+    assert "channel" in result["targets"][0]["error"]["message"]
+
+
+def test_a_timeout_costs_its_own_target_only(folder: Path) -> None:
+    running = start(folder, "nets.py:Sleeps", "nets.py:Net", "--format", "json", "--timeout", "2")
+    out, _ = running.communicate(timeout=120)
+
+    assert [t["status"] for t in json.loads(out)["targets"]] == ["failed", "ok"]
+    assert marked(folder) == []
+
+
+def test_two_files_of_one_name_are_two_worlds(folder: Path) -> None:
+    for name, width in (("a", 8), ("b", 16)):
+        (folder / name).mkdir()
+        (folder / name / "widths.py").write_text(f"WIDTH = {width}\n")
+        (folder / name / "models.py").write_text(
+            "from torch import nn\nfrom widths import WIDTH\n\n\ndef net():\n    return nn.Conv2d(3, WIDTH, 1, bias=False)\n"
+        )
+    out, _ = start(folder, "a/models.py:net", "b/models.py:net", "--format", "json").communicate(timeout=120)
+
+    assert [t["totals"]["parameters"] for t in json.loads(out)["targets"]] == [24, 48]
