@@ -13,7 +13,7 @@ from convaudit import topology
 from convaudit.accounting import location_of
 from convaudit.errors import TargetError
 from convaudit.fc_layers import FCLayer, fc_layers
-from convaudit.graph import CALL, VAL, Call, LayerGraph, tensors
+from convaudit.graph import CALL, VAL, Call, LayerGraph, mapped, tensors
 from convaudit.layout import Layout
 from convaudit.result import Alternative, Finding, Saving
 from convaudit.rewrite import Rewrite, RewriteFailed
@@ -105,13 +105,13 @@ class Context:
         return self.once(f"retrace:{spatial}", lambda: self._retrace(spatial))  # type: ignore[no-any-return]
 
     def _retrace(self, spatial: tuple[int, ...]) -> Retrace:
-        from convaudit.tracer import _mapper, record
+        from convaudit.tracer import record
 
         def resize(t: torch.Tensor) -> torch.Tensor:
             fits = t.dim() == len(spatial) + 2
             return torch.empty((*t.shape[:2], *spatial), dtype=t.dtype, device="meta") if fits else t
 
-        args, kwargs = _mapper(resize)(self._args), _mapper(resize)(self._kwargs)
+        args, kwargs = mapped(resize)(self._args), mapped(resize)(self._kwargs)
         shapes = [list(t.shape) for t in tensors((args, kwargs))]
         try:
             again = record(self.graph.model, args, kwargs, costs=False)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import ast
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 _BASES = {"Module", "Sequential", "LightningModule"}
 
 
-def models_in(path: Path) -> tuple[list[str], str | None]:
+def models_in(path: Path, configured: set[str] | None = None) -> tuple[list[str], str | None]:
     """Names of the models a file defines, and one line where there is something to say instead.
 
-    A model is a Module class that no other class of the file uses and whose constructor needs no arguments.
+    A model is a Module class that no other class of the file uses and whose constructor needs no arguments, or has
+    them ``configured`` (class names, globs).
     """
     try:
         tree = ast.parse(path.read_bytes(), str(path))
@@ -32,7 +34,8 @@ def models_in(path: Path) -> tuple[list[str], str | None]:
         if (word := getattr(child, "id", None)) in modules and word != name
     }
     roots = [name for name in modules if name not in used]
-    buildable = [name for name in roots if not _required_arguments(modules[name], modules)]
+    given = [name for name in roots if any(fnmatchcase(name, known) for known in configured or ())]
+    buildable = [name for name in roots if name in given or not _required_arguments(modules[name], modules)]
     left = [name for name in roots if name not in buildable]
     if not modules:
         return [], f"{path}: no model in it"

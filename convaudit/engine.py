@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from fnmatch import fnmatchcase
 from typing import Any
 
 import convaudit
@@ -97,6 +98,9 @@ def run_rules(graph: LayerGraph, example: Any, target: str, settings: AuditSetti
         except Exception as error:  # noqa: BLE001 - a rule, perhaps a stranger's, may raise anything; it is named
             found = [_broken(code, rule, context, error)]
         for finding in found:
+            globs = settings.here.ignore_layers.get(code, [])
+            if finding.layers and all(any(fnmatchcase(name, glob) for glob in globs) for name in finding.layers):
+                finding.suppressed = "config"
             override = settings.severity.get(code)
             if override:
                 finding.severity = override

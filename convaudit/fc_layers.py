@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-
-from torch.fx import Node
+from typing import TYPE_CHECKING
 
 from convaudit.graph import CALL, Call, LayerGraph, main_input, shape_of
 from convaudit.layout import Layout, space
 from convaudit.topology import gates, layout_of, outputs
+
+if TYPE_CHECKING:
+    from torch.fx import Node
 
 TRANSPARENT = ("activation", "dropout", "norm", "elementwise")
 """Kinds that leave positions and features where they are."""

@@ -6,6 +6,7 @@ the :class:`Call` of an operator or module node. Placeholders and get_attr nodes
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -146,6 +147,26 @@ def tensors(value: Any) -> list[torch.Tensor]:
     if isinstance(value, dict):
         return [t for item in value.values() for t in tensors(item)]
     return []
+
+
+def mapped(change: Callable[[torch.Tensor], Any]) -> Callable[[Any], Any]:
+    """A function that applies ``change`` to each tensor of a nest of tuples, lists and dicts."""
+
+    import torch
+
+    def walk(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return change(value)
+        if isinstance(value, tuple):
+            items = [walk(v) for v in value]
+            return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+        if isinstance(value, list):
+            return [walk(v) for v in value]
+        if isinstance(value, dict):
+            return {k: walk(v) for k, v in value.items()}
+        return value
+
+    return walk
 
 
 def main_input(node: Node) -> Node | None:

@@ -103,15 +103,35 @@ def _candidates(model: nn.Module) -> list[tuple[tuple[int, ...], torch.dtype]]:
     return []
 
 
+def with_batch(
+    args: tuple[Any, ...], kwargs: dict[str, Any], infos: list[InputInfo], batch: int
+) -> tuple[tuple[Any, ...], dict[str, Any], list[InputInfo]]:
+    """The same input, ``batch`` times: the first axis of every tensor that has one."""
+    from convaudit.graph import mapped
+
+    grow = mapped(lambda t: torch.empty((batch, *t.shape[1:]), dtype=t.dtype, device="meta") if t.dim() else t)
+    for info in infos:
+        info.shape[:1] = [batch] if info.shape else []
+    return grow(args), grow(kwargs), infos
+
+
 def made_inputs(maker: str) -> tuple[tuple[Any, ...], dict[str, Any], list[InputInfo]]:
-    """What ``MODULE:FUNCTION`` returns: a tensor, a tuple of arguments, a dict of keywords, or (args, kwargs)."""
-    import importlib
-
+    """What MODULE:FUNCTION or FILE.py:FUNCTION returns: a tensor, a tuple of arguments, a dict of keywords, or
+    (args, kwargs). Raises :class:`TargetError` (step "input") where it cannot be imported or fails."""
     from convaudit.graph import tensors
+    from convaudit.targets import load
 
-    module, _, function = maker.partition(":")
+    head, _, function = maker.partition(":")
+    if not function:
+        raise TargetError(
+            "input", f"--input-from {maker}: name a function, as in {maker}:make_inputs", kind="ValueError"
+        )
     try:
-        value = getattr(importlib.import_module(module), function)()
+        value = getattr(load(head), function)()
+    except TargetError as error:
+        raise TargetError(
+            "input", f"--input-from {maker}: {error}", kind=error.kind, path=error.path, line=error.line
+        ) from error
     except Exception as error:
         raise TargetError(
             "input", f"--input-from {maker}: {type(error).__name__}: {error}", kind=type(error).__name__

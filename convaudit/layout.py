@@ -8,12 +8,13 @@ both; an axis of size 1 other than the batch has none. Values that do not come f
 from __future__ import annotations
 
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-from torch.fx import Node
+from convaudit.graph import CALL, VAL, Call, LayerGraph, shape_of, tensors
 
-from convaudit.graph import CALL, VAL, Call, LayerGraph
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.fx import Node
 
 Labels = frozenset[str]
 Layout = tuple[Labels, ...]
@@ -55,9 +56,7 @@ def layouts(graph: LayerGraph) -> dict[Node, Layout]:
 
 
 def _first(value: Any) -> Tensor | None:
-    while isinstance(value, (tuple, list)) and value:
-        value = value[0]
-    return value if isinstance(value, Tensor) else None
+    return next(iter(tensors(value)), None)
 
 
 def _spatial(axes: int, first: int = 0) -> Layout:
@@ -81,7 +80,7 @@ def _of_input(node: Node, value: Tensor) -> Layout:
 
 def _through(node: Node, call: Call, known: list[Node], found: dict[Node, Layout], value: Tensor) -> Layout:
     source = known[0]
-    layout, shape = found[source], _shape(source)
+    layout, shape = found[source], shape_of(source)
     if call.kind in ("conv", "upsample", "pool"):
         same = layout if len(layout) == value.dim() else _guess(value)
         return tuple(_C if i == 1 and call.kind == "conv" else axis for i, axis in enumerate(same))
@@ -109,12 +108,6 @@ def _through(node: Node, call: Call, known: list[Node], found: dict[Node, Layout
     # everything else works position by position: the operand of the result's rank that says most
     fitting = [found[n] for n in known if len(found[n]) == value.dim()]
     return max(fitting, key=lambda lay: sum(map(len, lay)), default=layout)
-
-
-def _shape(node: Node) -> tuple[int, ...]:
-    value = _first(node.meta[VAL])
-    assert value is not None
-    return tuple(value.shape)
 
 
 def _permuted(call: Call, node: Node, layout: Layout) -> Layout:
@@ -180,7 +173,7 @@ def _fit(layout: Layout, shape: tuple[int, ...], value: Tensor) -> Layout:
 def _indexed(node: Node, layout: Layout, value: Tensor) -> Layout:
     index = node.args[1] if len(node.args) > 1 else None
     parent = node.args[0]
-    if isinstance(parent, Node) and not isinstance(parent.meta.get(VAL), Tensor):
+    if isinstance(getattr(parent, "meta", {}).get(VAL), (tuple, list, dict)):
         return layout  # an element of a tuple
     result: list[Labels] = []
     left = list(layout)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import sys
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +21,29 @@ else:
 
 FAIL_ON = ("error", "warning", "info", "never")
 CONVENTIONS = ("fvcore", "two-per-mac")
+
+
+BUDGETS = ("params", "macs", "activation-bytes", "checkpoint-bytes")
+
+
+@dataclass
+class TargetSettings:
+    """One ``[[tool.convaudit.target]]`` table: what holds for the targets that ``match`` fits."""
+
+    match: str = "*"
+    input: Any = None
+    args: dict[str, Any] = field(default_factory=dict)
+    pretrained: bool = False
+    budget: dict[str, Any] = field(default_factory=dict)
+    ignore_layers: dict[str, list[str]] = field(default_factory=dict)
+
+    def fits(self, target: str, root: str) -> bool:
+        """Whether ``match`` (a glob) fits a target without its arguments, or its file; paths are relative to ``root``."""
+        place, colon, name = target.partition("(")[0].partition(":")
+        if place.endswith(".py"):
+            path = Path(place).resolve()
+            place = path.relative_to(root).as_posix() if root and path.is_relative_to(root) else place
+        return fnmatchcase(place + colon + name, self.match) or fnmatchcase(place, self.match)
 
 
 @dataclass
@@ -38,6 +63,22 @@ class AuditSettings:
     strict: bool = False
     rule_set: str = "2026.11"
     input: Any = None
+    target: list[TargetSettings] = field(default_factory=list)
+    root: str = ""
+    """Folder of the settings file."""
+    here: TargetSettings = field(default_factory=TargetSettings)
+    """The first of ``target`` that fits the target being audited."""
+
+    def for_target(self, target: str) -> AuditSettings:
+        """These settings with the first target table that fits."""
+        here = next((table for table in self.target if table.fits(target, self.root)), TargetSettings())
+        return dataclasses.replace(self, here=here, target=[], pretrained=self.pretrained or here.pretrained)
+
+    def text(self) -> str:
+        """Every setting in force, one a line, spelled as in a settings file."""
+        shown = {k.replace("_", "-"): v for k, v in dataclasses.asdict(self).items() if k not in ("here", "root")}
+        where = f"# from {self.root}\n" if self.root else "# no settings file\n"
+        return where + "".join(f"{key} = {json.dumps(value)}\n" for key, value in shown.items())
 
     def enabled(self, code: str, default: bool) -> bool:
         """Whether a rule runs: the longest matching prefix among select and ignore decides, ignore wins a tie."""
@@ -55,19 +96,24 @@ class AuditSettings:
 
         Raises :class:`SettingsError` for an unknown key, rule or option and for a wrong type.
         """
-        known = {f.name.replace("_", "-"): f.name for f in dataclasses.fields(cls)}
-        known["rules"] = known.pop("rule-options")
         settings = cls()
-        for key, value in mapping.items():
-            if key not in known:
-                raise SettingsError(f"{where}: unknown setting {key!r}{_nearest(key, list(known))}")
-            current = getattr(settings, known[key])
-            expected: Any = object if key == "input" else int if current is None else type(current)
-            if value is not None and (not isinstance(value, expected) or (expected is int and isinstance(value, bool))):
-                raise SettingsError(f"{where}: {key} must be {expected.__name__}, not {type(value).__name__}")
-            setattr(settings, known[key], value)
-        settings._check(where)
+        settings.update(mapping, where)
         return settings
+
+    def update(self, mapping: dict[str, Any], where: str) -> None:
+        """Take over checked values, as :meth:`from_mapping`."""
+        known = {f.name.replace("_", "-"): f.name for f in dataclasses.fields(self) if f.name not in ("root", "here")}
+        known["rules"] = known.pop("rule-options")
+        _assign(self, {**mapping, "target": []} if "target" in mapping else mapping, known, where)
+        for index, table in enumerate(_tables(mapping.get("target", []), where)):
+            made = TargetSettings()
+            names = {f.name.replace("_", "-"): f.name for f in dataclasses.fields(made)}
+            _assign(made, table, names, f"{where}: target {index + 1}")
+            for budget in made.budget:
+                if budget not in BUDGETS:
+                    raise SettingsError(f"{where}: unknown budget {budget!r}{_nearest(budget, list(BUDGETS))}")
+            self.target.append(made)
+        self._check(where)
 
     def _check(self, where: str) -> None:
         from convaudit import registry
@@ -78,10 +124,12 @@ class AuditSettings:
         ):
             if value not in allowed:
                 raise SettingsError(f"{where}: {key} is one of {', '.join(allowed)}, not {value!r}")
-        if not (self.select or self.extend_select or self.ignore or self.severity or self.rule_options):
+        layers = [code for table in self.target for code in table.ignore_layers]
+        named = [*self.select, *self.extend_select, *self.ignore, *self.severity, *self.rule_options, *layers]
+        if not named:
             return
         rules = registry.rules()
-        for code in [*self.select, *self.extend_select, *self.ignore, *self.severity, *self.rule_options]:
+        for code in named:
             if not isinstance(code, str) or not any(c.startswith(code) for c in rules):
                 raise SettingsError(f"{where}: unknown rule {code!r}{_nearest(str(code), list(rules))}")
         for code, severity in self.severity.items():
@@ -99,21 +147,38 @@ class AuditSettings:
                     raise SettingsError(f"{where}: {code}.{name} must be {type(default).__name__}, not {value!r}")
 
 
+def _tables(value: Any, where: str) -> list[dict[str, Any]]:
+    if not isinstance(value, list) or not all(isinstance(table, dict) for table in value):
+        raise SettingsError(f"{where}: target must be an array of tables, [[tool.convaudit.target]]")
+    return value
+
+
+def _assign(settings: Any, mapping: dict[str, Any], known: dict[str, str], where: str) -> None:
+    for key, value in mapping.items():
+        if key not in known:
+            raise SettingsError(f"{where}: unknown setting {key!r}{_nearest(key, list(known))}")
+        current = getattr(settings, known[key])
+        expected: Any = object if key == "input" else int if current is None else type(current)
+        if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
+            raise SettingsError(f"{where}: {key} must be {expected.__name__}, not {type(value).__name__}")
+        setattr(settings, known[key], value)
+
+
 def _nearest(word: str, known: list[str]) -> str:
     match = difflib.get_close_matches(word, known, 1, 0.5)
     return f"; did you mean {match[0]!r}?" if match else ""
 
 
-def find_settings(start: Path) -> tuple[dict[str, Any], str]:
-    """The nearest settings table from ``start`` upwards and its file's name; an empty one where there is none."""
+def find_settings(start: Path) -> tuple[dict[str, Any], Path | None]:
+    """The nearest settings table from ``start`` upwards and its file; an empty one where there is none."""
     for folder in [start, *start.parents]:
         for name in ("convaudit.toml", "pyproject.toml"):
             path = folder / name
             if path.is_file():
                 table = read_settings(path)
                 if table is not None:
-                    return table, str(path)
-    return {}, "settings"
+                    return table, path
+    return {}, None
 
 
 def read_settings(path: Path) -> dict[str, Any] | None:

@@ -30,40 +30,44 @@ class BuiltTarget:
     notes: tuple[str, ...] = ()
 
 
-def build(target: str) -> BuiltTarget:
+def build(target: str, args: dict[str, Any] | None = None) -> BuiltTarget:
     """Build ``model.py[:NAME[(ARGS)]]``, ``package.module:NAME``, ``timm:NAME`` or ``torchvision:NAME``.
 
-    Raises :class:`TargetError` with the step that failed and the user's own line.
+    ``args`` are keyword arguments from the settings; arguments written in the target replace them. Raises :class:`TargetError` with the step that failed and the user's own line.
     """
     head, _, name = target.partition(":")
     for prefix, builder in (("timm", _timm), ("torchvision", _torchvision)):
         if head == prefix and name:
-            return builder(name)
-    if head.endswith(".py"):
-        module = _load_file(Path(head))
-        return _from_module(module, name, target, Path(head).resolve())
-    if not name:
+            return builder(name, args or {})
+    if not name and not head.endswith(".py"):
         raise TargetError(
             "read", f"{target}: neither a .py file nor MODULE:NAME, timm:NAME or torchvision:NAME", kind="ValueError"
         )
+    module = load(head)
+    return _from_module(module, name, target, Path(getattr(module, "__file__", "") or "."), args)
+
+
+def load(head: str) -> Any:
+    """The module of a .py file or a dotted name; the file's folder, or the working directory, is on ``sys.path``."""
+    if head.endswith(".py"):
+        return _load_file(Path(head))
     with _blaming("import", None):
         if str(Path.cwd()) not in sys.path:
             sys.path.insert(0, str(Path.cwd()))
-        module = importlib.import_module(head)
-    return _from_module(module, name, target, Path(getattr(module, "__file__", "") or "."))
+        return importlib.import_module(head)
 
 
-def _timm(name: str) -> BuiltTarget:
+def _timm(name: str, args: dict[str, Any]) -> BuiltTarget:
     with _blaming("import", None):
         import timm
     if not timm.is_model(name):
         raise TargetError(
             "construct", f"timm has no model {name!r}{_nearest(name, timm.list_models())}", kind="LookupError"
         )
-    return _construct(lambda: timm.create_model(name, pretrained=False))
+    return _construct(lambda: timm.create_model(name, pretrained=False, **args))
 
 
-def _torchvision(name: str) -> BuiltTarget:
+def _torchvision(name: str, args: dict[str, Any]) -> BuiltTarget:
     with _blaming("import", None):
         from torchvision import models
     if name not in models.list_models():
@@ -74,7 +78,7 @@ def _torchvision(name: str) -> BuiltTarget:
 
     accepted = inspect.signature(models.get_model_builder(name)).parameters
     extra = {"weights_backbone": None} if "weights_backbone" in accepted else {}
-    built = _construct(lambda: models.get_model(name, weights=None, **extra))
+    built = _construct(lambda: models.get_model(name, weights=None, **{**extra, **args}))
     built.args = _torchvision_args(name, type(built.model).__module__)
     return built
 
@@ -129,11 +133,11 @@ def _load_file(path: Path) -> Any:
     return module
 
 
-def _from_module(module: Any, name: str, target: str, path: Path) -> BuiltTarget:
+def _from_module(module: Any, name: str, target: str, path: Path, configured: dict[str, Any] | None) -> BuiltTarget:
     if not name:
         raise TargetError("construct", f"{target}: name a model, as in {target}:Net", kind="ValueError")
     bare, _, call = name.partition("(")
-    args, kwargs = _literals(call, target) if call else ((), {})
+    args, kwargs = _literals(call, target) if call else ((), dict(configured or {}))
     found = module
     for part in bare.split("."):
         if not hasattr(found, part):

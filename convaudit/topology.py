@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-from torch.fx import Node
+from math import prod
+from typing import TYPE_CHECKING
 
-from convaudit.graph import CALL, VAL, Call, LayerGraph, tensors
+from convaudit.graph import CALL, VAL, Call, LayerGraph, shape_of, tensors
 from convaudit.layout import Layout, layouts, space
+
+if TYPE_CHECKING:
+    from torch.fx import Node
 
 SQUASHING = frozenset({"sigmoid", "hardsigmoid", "softmax", "tanh", "hardtanh", "relu6", "clamp"})
 """Activations that end a gate."""
@@ -112,13 +115,4 @@ def outputs(graph: LayerGraph) -> set[Node]:
 
 def positions(node: Node, layout: Layout) -> int:
     """Number of spatial positions of a value: the product of its spatial axes."""
-    value = node.meta.get(VAL)
-    if not isinstance(value, Tensor):
-        value = next(iter(tensors(value)), None)
-    if value is None:
-        return 0
-    count = 1
-    for size, axis in zip(value.shape, layout, strict=True):
-        if space((axis,)) and "N" not in axis:
-            count *= size
-    return count
+    return prod(size for size, axis in zip(shape_of(node), layout) if space((axis,)) and "N" not in axis)

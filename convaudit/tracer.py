@@ -23,7 +23,7 @@ from torch.utils._device import _device_constructors
 
 from convaudit.describe import LEAVES, describe, function_name
 from convaudit.errors import TargetError, UsageError
-from convaudit.graph import CALL, VAL, LayerGraph, tensors
+from convaudit.graph import CALL, VAL, LayerGraph, mapped, tensors
 from convaudit.result import InputInfo, Location
 from convaudit.shape_formulas import FORMULAS
 
@@ -182,7 +182,7 @@ def _materialise(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
                 module._buffers[name] = buffer.to("meta")
     training = {m: m.training for m in model.modules()}
     model.eval()
-    move = _mapper(lambda t: torch.empty_like(t, device=META))
+    move = mapped(lambda t: torch.empty_like(t, device=META))
     try:
         with torch.no_grad(), META:
             model(*move(args), **move(kwargs))
@@ -193,24 +193,6 @@ def _materialise(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     for module, flag in training.items():
         module.training = flag
     return model
-
-
-def _mapper(change: Callable[[Tensor], Any]) -> Callable[[Any], Any]:
-    """A function that applies ``change`` to each tensor of a nest of tuples, lists and dicts."""
-
-    def walk(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return change(value)
-        if isinstance(value, tuple):
-            items = [walk(v) for v in value]
-            return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-        if isinstance(value, list):
-            return [walk(v) for v in value]
-        if isinstance(value, dict):
-            return {k: walk(v) for k, v in value.items()}
-        return value
-
-    return walk
 
 
 def _first_line(error: BaseException) -> str:
@@ -364,7 +346,7 @@ class _Recorder(TorchFunctionMode):
                 return torch.empty_like(t, device=META)
             return torch.zeros(t.shape, dtype=t.dtype) if t.device.type == "meta" else t.clone()
 
-        args, kwargs = _mapper(move)(args), _mapper(move)(kwargs)
+        args, kwargs = mapped(move)(args), mapped(move)(kwargs)
         names: list[str] = []
         with contextlib.suppress(TypeError, ValueError):
             names = [

@@ -86,16 +86,20 @@ def _audit(target: str, request: dict[str, object]) -> object:
     from convaudit.errors import TargetError
     from convaudit.graph import tensors
     from convaudit.result import InputInfo
-    from convaudit.settings import AuditSettings
+    from convaudit.settings import AuditSettings, TargetSettings
 
-    settings = AuditSettings(**cast("dict[str, Any]", request["settings"]))
+    given_settings = cast("dict[str, Any]", request["settings"])
+    here = TargetSettings(**given_settings.get("here", {}))
+    settings = AuditSettings(**{**given_settings, "here": here})
     specs = cast("list[str]", request.get("input") or [])
-    configured = [settings.input] if isinstance(settings.input, str) else list(settings.input or [])
-    if isinstance(settings.input, dict):
-        configured = [f"{k}:{v}" for k, v in settings.input.items()]
+    configured = here.input or settings.input or []
+    if isinstance(configured, dict):
+        configured = [f"{name}:{spec}" for name, spec in configured.items()]
+    elif isinstance(configured, str):
+        configured = [configured]
     given = inputs.given_inputs(specs, "option") if specs else None
     with torch.no_grad():
-        built = targets.build(target)
+        built = targets.build(target, here.args)
         model = built.model
         args: tuple[Any, ...]
         kwargs: dict[str, Any] = {}
@@ -114,6 +118,9 @@ def _audit(target: str, request: dict[str, object]) -> object:
             infos = [InputInfo(list(t.shape), str(t.dtype)[6:], "model") for t in tensors(args)]
         else:
             args, infos = inputs.inferred_inputs(model)
+        batch = request.get("batch")
+        if batch:
+            args, kwargs, infos = inputs.with_batch(args, kwargs, infos, cast("int", batch))
         part = request.get("submodule")
         locations = built.lines.named(model)
         if part:

@@ -1,0 +1,48 @@
+"""Report formats by name or suffix, and files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from convaudit import registry
+from convaudit.errors import ReportError, UsageError
+
+
+def report(name: str) -> Any:
+    """The report format called ``name``. Raises :class:`UsageError` for an unknown one."""
+    name = {"md": "markdown"}.get(name, name)
+    found = registry.reports()
+    if name not in found:
+        raise UsageError(f"unknown format {name!r}; one of {', '.join(sorted(found))}")
+    return found[name]
+
+
+def report_for(path: Path) -> Any:
+    """The report format of a file's suffix. Raises :class:`UsageError` for an unknown one."""
+    by_suffix = {found.SUFFIX: found for found in registry.reports().values() if found.SUFFIX}
+    if path.suffix not in by_suffix:
+        raise UsageError(f"-o {path}: the format comes from the suffix: one of {', '.join(sorted(by_suffix))}")
+    return by_suffix[path.suffix]
+
+
+def check_writable(path: Path) -> None:
+    """Raise :class:`ReportError` where ``path`` could not be written, before the work is done."""
+    if path.is_dir():
+        raise ReportError(f"-o {path}: is a directory")
+    if not path.parent.is_dir():
+        raise ReportError(f"-o {path}: no such directory {path.parent}")
+    if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        raise ReportError(f"-o {path}: is not writable")
+
+
+def write(path: Path, text: str) -> None:
+    """Write aside, then rename. Raises :class:`ReportError`."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        os.replace(aside, path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise ReportError(f"{path}: cannot be written: {error.strerror}") from error
