@@ -116,25 +116,58 @@ class FixedInputResolution(Rule):
 
     @classmethod
     def bad(cls) -> list[Example]:
-        """A Linear on a flattened map."""
+        """A Linear on a flattened map; a view that folds positions into the batch; a fixed pool; a hard-coded view."""
+        import torch
         from torch import nn
 
+        class Viewed(nn.Module):
+            def __init__(self, *shape: int) -> None:
+                super().__init__()
+                self.conv, self.pool, self.shape = nn.Conv2d(1, 16, 3, 2, 1), nn.AvgPool2d(14), shape
+                self.head = nn.Linear(16, 10)
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                value: torch.Tensor = self.head(self.pool(self.conv(x)).view(self.shape))
+                return value
+
+        image = ((2, 1, 28, 28),)
         return [
             Example(
-                lambda: nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1), nn.Flatten(), nn.Linear(784, 10)), ((2, 1, 28, 28),)
-            )
+                lambda: nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1), nn.Flatten(), nn.Linear(784, 10)), image, "a Linear"
+            ),
+            Example(lambda: Viewed(-1, 16), image, "a view folds into the batch"),
+            Example(lambda: Viewed(2, 16), image, "a hard-coded view"),
+            Example(
+                lambda: nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1), nn.Flatten(), nn.LSTMCell(784, 8)), image, "an RNN cell"
+            ),
         ]
 
     @classmethod
     def good(cls) -> list[Example]:
-        """A pooled map."""
+        """One guard each."""
+        import torch
         from torch import nn
 
+        class Ceiled(nn.Module):
+            """Its two branches differ by one pixel at other sizes: that is no flatten's fault."""
+
+            def __init__(self) -> None:
+                super().__init__()
+                self.head = nn.Linear(4, 10)
+                self.up, self.down = nn.MaxPool2d(2, ceil_mode=True), nn.MaxPool2d(2)
+                self.conv = nn.Conv2d(1, 2, 1)
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                x = self.conv(x)
+                x = torch.cat([self.up(self.up(self.up(x))), self.down(self.down(self.down(x)))], 1)
+                value: torch.Tensor = self.head(nn.functional.max_pool2d(x, x.shape[-1]).flatten(1))
+                return value
+
+        conv, head = nn.Conv2d(1, 4, 3), nn.Linear(16, 10)
         return [
-            Example(
-                lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 10)),
-                ((2, 1, 28, 28),), "pools adaptively",
-            )
+            Example(lambda: nn.Sequential(conv, nn.AdaptiveAvgPool2d(2), nn.Flatten(), head), ((2, 1, 28, 28),), "pools adaptively"),
+            Example(Ceiled, ((2, 1, 32, 32),), "a concat fails, not the flatten"),
+            Example(lambda: nn.Sequential(nn.Linear(28, 8), nn.Flatten(2)), ((2, 1, 28, 28),), "nothing is flattened to a vector"),
         ]  # fmt: skip
 
 

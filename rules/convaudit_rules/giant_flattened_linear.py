@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -97,25 +97,57 @@ class GiantFlattenedLinear(Rule):
 
     @classmethod
     def bad(cls) -> list[Example]:
-        """A flattened 64×16×16 map."""
+        """A map made a vector by flatten, view, a channels-last reshape; read by an RNN cell, by a bare product."""
+        import torch
         from torch import nn
 
+        class Head(nn.Module):
+            def __init__(self, flatten: Callable[[torch.Tensor], torch.Tensor], head: nn.Module) -> None:
+                super().__init__()
+                self.conv, self.flatten, self.head = nn.Conv2d(3, 64, 3, 2, 1), flatten, head
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                value: torch.Tensor = self.head(self.flatten(self.conv(x)))
+                return value
+
+        class Product(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.weight = nn.Parameter(torch.empty(128, 64 * 256))
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return nn.functional.normalize(x) @ nn.functional.normalize(self.weight).t()
+
+        size, image = 64 * 256, ((1, 3, 32, 32),)
         return [
+            Example(lambda: Head(lambda x: x.flatten(1), nn.Linear(size, 128)), image, "flatten"),
+            Example(lambda: Head(lambda x: x.view(-1, size), nn.Linear(size, 128)), image, "view"),
+            Example(lambda: Head(lambda x: x.permute(0, 2, 3, 1).reshape(1, -1), nn.Linear(size, 128)), image, "NHWC"),
             Example(
-                lambda: nn.Sequential(nn.Conv2d(3, 64, 3, 2, 1), nn.Flatten(), nn.Linear(64 * 256, 128)),
-                ((1, 3, 32, 32),),
-            )
+                lambda: Head(lambda x: x.flatten(2).flatten(1).relu(), nn.Linear(size, 128)), image, "in two steps"
+            ),
+            Example(lambda: Head(lambda x: x.flatten(1), nn.GRUCell(size, 128)), image, "an RNN cell"),
+            Example(lambda: Head(lambda x: x.flatten(1), Product()), image, "a product with a parameter"),
         ]
 
     @classmethod
     def good(cls) -> list[Example]:
-        """A pooled map; the raw image."""
+        """One guard each."""
         from torch import nn
 
+        def behind(*layers: nn.Module) -> nn.Module:
+            return nn.Sequential(nn.Conv2d(3, 64, 3, 2, 1), *layers)
+
+        tokens = [nn.Conv2d(3, 256, 8, 8), nn.Flatten(2), nn.Linear(16, 256), nn.Flatten(), nn.Linear(65536, 64)]
+        generator = [nn.Linear(100, 128 * 16 * 16), nn.Unflatten(1, (128, 16, 16)), nn.Conv2d(128, 3, 3, padding=1)]
+        image = ((1, 3, 32, 32),)
         return [
             Example(
-                lambda: nn.Sequential(nn.Conv2d(3, 64, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 20000)),
-                ((1, 3, 32, 32),), "the head of a pooled net, however many classes",
+                lambda: behind(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 20000)), image, "a pooled head"
             ),
-            Example(lambda: nn.Sequential(nn.Flatten(), nn.Linear(3072, 1024)), ((1, 3, 32, 32),), "the raw image is CNV102's"),
-        ]  # fmt: skip
+            Example(lambda: behind(nn.MaxPool2d(16), nn.Flatten(), nn.Linear(64, 20000)), image, "H·W is 1"),
+            Example(lambda: nn.Sequential(nn.Flatten(), nn.Linear(3072, 1024)), image, "the raw image is CNV102's"),
+            Example(lambda: nn.Sequential(*tokens), image, "tokens"),
+            Example(lambda: behind(nn.Flatten(), nn.Linear(16384, 60)), image, "under min-params"),
+            Example(lambda: nn.Sequential(*generator), ((1, 100),), "a generator's projection"),
+        ]

@@ -104,15 +104,23 @@ class LargeKernel(Rule):
 
     @classmethod
     def bad(cls) -> list[Example]:
-        """A 5×5 between 3×3 convolutions."""
+        """5×5, 7×7 and 5×5×5 between other convolutions."""
         from torch import nn
 
         return [
             Example(
                 lambda: nn.Sequential(nn.Conv2d(128, 256, 5, padding=2), nn.ReLU(), nn.Conv2d(256, 8, 1)),
-                ((1, 128, 16, 16),),
-            )
-        ]
+                ((1, 128, 16, 16),), "5×5",
+            ),
+            Example(
+                lambda: nn.Sequential(nn.Conv2d(64, 64, 7, padding=3), nn.ReLU(), nn.Conv2d(64, 8, 1)), ((1, 64, 32, 32),),
+                "7×7",
+            ),
+            Example(
+                lambda: nn.Sequential(nn.Conv3d(32, 32, 5, padding=2), nn.ReLU(), nn.Conv3d(32, 8, 1)), ((1, 32, 8, 8, 8),),
+                "5×5×5",
+            ),
+        ]  # fmt: skip
 
     @classmethod
     def good(cls) -> list[Example]:
@@ -125,13 +133,17 @@ class LargeKernel(Rule):
         shape = ((1, 64, 16, 16),)
         return [
             Example(lambda: between(nn.Conv2d(64, 64, 5, padding=2, groups=64)), shape, "depthwise"),
-            Example(lambda: between(nn.Conv2d(64, 64, 8, 8)), shape, "patchify"),
+            Example(lambda: between(nn.Conv2d(64, 64, 7, 7)), ((1, 64, 28, 28),), "patchify"),
             Example(lambda: between(nn.Conv2d(64, 64, (1, 7), padding=(0, 3))), shape, "1×k"),
+            Example(lambda: between(nn.Conv2d(64, 64, (7, 5))), shape, "not square"),
             Example(lambda: between(nn.Conv2d(64, 64, 6)), shape, "even"),
             Example(lambda: between(nn.ConvTranspose2d(64, 64, 5)), shape, "transposed"),
             Example(lambda: between(nn.Conv2d(64, 64, 5, dilation=2)), shape, "dilated"),
-            Example(lambda: nn.Sequential(nn.Conv2d(64, 64, 7, padding=3)), shape, "an output conv"),
+            Example(lambda: nn.Sequential(nn.Conv1d(64, 64, 5), nn.Conv1d(64, 8, 1)), ((1, 64, 16),), "Conv1d"),
+            Example(lambda: nn.Sequential(nn.Conv2d(64, 64, 7, padding=3)), shape, "an output convolution"),
+            Example(lambda: between(nn.Conv2d(64, 3, 7, padding=3), 3), shape, "too few channels"),
             Example(lambda: between(nn.Conv2d(64, 64, 5)), ((1, 64, 5, 5),), "output 1×1"),
+            Example(lambda: between(nn.Conv2d(24, 36, 5, 2), 36), ((1, 24, 31, 98),), "strided: MACs would rise"),
         ]
 
 

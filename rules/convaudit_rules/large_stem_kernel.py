@@ -88,17 +88,27 @@ class LargeStemKernel(Rule):
 
     @classmethod
     def bad(cls) -> list[Example]:
-        """ResNet's stem."""
+        """ResNet's stem; behind a norm; a stem at stride 1 that holds much of a classifier (warning)."""
         from torch import nn
 
-        return [Example(lambda: nn.Sequential(nn.Conv2d(3, 64, 7, 2, 3), nn.ReLU()), ((1, 3, 64, 64),))]
+        head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)]
+        return [
+            Example(lambda: nn.Sequential(nn.Conv2d(3, 64, 7, 2, 3), nn.ReLU()), ((1, 3, 64, 64),), "7×7 stride 2"),
+            Example(lambda: nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 8, 7)), ((1, 3, 64, 64),), "behind a norm"),
+            Example(lambda: nn.Sequential(nn.ZeroPad2d(3), nn.Conv2d(3, 8, (7, 3))), ((1, 3, 64, 64),), "behind a pad"),
+            Example(lambda: nn.Sequential(nn.Conv2d(3, 64, 9), *head), ((1, 3, 64, 64),), "9×9 stride 1"),
+        ]
 
     @classmethod
     def good(cls) -> list[Example]:
-        """A patchify stem; a 7×7 gate in mid-net."""
+        """One guard each."""
         from torch import nn
 
+        image = ((1, 3, 64, 64),)
         return [
-            Example(lambda: nn.Sequential(nn.Conv2d(3, 64, 8, 8)), ((1, 3, 64, 64),), "patchify"),
-            Example(lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 1, 7)), ((1, 3, 64, 64),), "mid-net"),
+            Example(lambda: nn.Sequential(nn.Conv2d(3, 64, 8, 8)), image, "patchify"),
+            Example(lambda: nn.Sequential(nn.Conv1d(1, 8, 80, 4)), ((1, 1, 1024),), "Conv1d"),
+            Example(lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 1, 7)), image, "mid-net"),
+            Example(lambda: nn.Sequential(nn.Conv2d(3, 8, 5)), image, "under 7"),
+            Example(lambda: nn.Sequential(nn.Conv2d(16, 8, 7)), ((1, 16, 64, 64),), "16 channels or more"),
         ]

@@ -61,18 +61,29 @@ class LinearOnRawImage(Rule):
 
     @classmethod
     def bad(cls) -> list[Example]:
-        """The article's fully connected net."""
-        from torch import nn
-
-        return [Example(lambda: nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), ((1, 1, 28, 28),))]
-
-    @classmethod
-    def good(cls) -> list[Example]:
-        """Vectors, small images, a convolution before."""
+        """The article's fully connected net; behind a norm, a view, dropout."""
         from torch import nn
 
         return [
+            Example(lambda: nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), ((1, 1, 28, 28),)),
+            Example(
+                lambda: nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Dropout(), nn.Linear(3072, 10)), ((1, 3, 32, 32),),
+                "normalised",
+            ),
+        ]  # fmt: skip
+
+    @classmethod
+    def good(cls) -> list[Example]:
+        """One guard each."""
+        from torch import nn
+
+        patches = [nn.Unflatten(2, (4, 8)), nn.Unflatten(4, (4, 8)), nn.Flatten(2), nn.Linear(1024, 10)]
+        return [
             Example(lambda: nn.Linear(784, 10), ((1, 784),), "a vector input"),
             Example(lambda: nn.Sequential(nn.Flatten(), nn.Linear(49, 10)), ((1, 1, 7, 7),), "under 8×8"),
-            Example(lambda: nn.Sequential(nn.Conv2d(1, 8, 3), nn.Flatten(), nn.Linear(8 * 676, 10)), ((1, 1, 28, 28),)),
-        ]
+            Example(lambda: nn.Sequential(*patches), ((1, 3, 32, 32),), "patches"),
+            Example(
+                lambda: nn.Sequential(nn.Conv2d(1, 8, 3), nn.Flatten(), nn.Linear(8 * 676, 10)), ((1, 1, 28, 28),),
+                "a convolution before",
+            ),
+        ]  # fmt: skip

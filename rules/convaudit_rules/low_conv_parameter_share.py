@@ -74,21 +74,42 @@ class LowConvParameterShare(Rule):
 
     @classmethod
     def bad(cls) -> list[Example]:
-        """A large Linear behind a small convolution."""
+        """A large Linear behind a small convolution; a pooled head (info)."""
         from torch import nn
 
         return [
-            Example(lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(7200, 64)), ((1, 3, 32, 32),))
-        ]
+            Example(lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(7200, 64)), ((1, 3, 32, 32),)),
+            Example(
+                lambda: nn.Sequential(nn.Conv2d(3, 64, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 2000)),
+                ((1, 3, 32, 32),), "a pooled head",
+            ),
+        ]  # fmt: skip
 
     @classmethod
     def good(cls) -> list[Example]:
-        """No convolution; few FC parameters."""
+        """One guard each."""
+        import torch
         from torch import nn
 
+        class Gated(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.conv = nn.Conv2d(3, 512, 1)
+                self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 512), nn.Sigmoid())
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                x = self.conv(x)
+                gated: torch.Tensor = x * self.gate(x)[:, :, None, None]
+                return gated.mean((2, 3))
+
+        image = ((1, 3, 32, 32),)
+        attention = nn.TransformerEncoderLayer(64, 4, 2048, batch_first=True)
+        transformer = [nn.Conv2d(3, 64, 8, 8), nn.Flatten(2), nn.Unflatten(1, (16, 4)), nn.Flatten(2), attention]
         return [
-            Example(lambda: nn.Sequential(nn.Flatten(), nn.Linear(3072, 100)), ((1, 3, 32, 32),), "no conv"),
+            Example(lambda: nn.Sequential(nn.Flatten(), nn.Linear(3072, 100)), image, "no convolution"),
             Example(
-                lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(7200, 10)), ((1, 3, 32, 32),), "small"
+                lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(7200, 10)), image, "under 100,000"
             ),
+            Example(lambda: nn.Sequential(*transformer, nn.Flatten(), nn.Linear(1024, 200)), image, "a transformer"),
+            Example(Gated, image, "a gate's Linear counts on neither side"),
         ]

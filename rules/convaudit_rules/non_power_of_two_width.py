@@ -132,23 +132,55 @@ class NonPowerOfTwoWidth(Rule):
 
     @classmethod
     def bad(cls) -> list[Example]:
-        """A width of 100."""
+        """A convolution of width 100; a hidden Linear of width 300."""
         from torch import nn
 
+        head = [nn.Flatten(), nn.Linear(8 * 900, 300), nn.ReLU(), nn.Linear(300, 10)]
+        image = ((1, 3, 32, 32),)
         return [
-            Example(lambda: nn.Sequential(nn.Conv2d(3, 100, 3), nn.ReLU(), nn.Conv2d(100, 10, 1)), ((1, 3, 32, 32),))
+            Example(lambda: nn.Sequential(nn.Conv2d(3, 100, 3), nn.ReLU(), nn.Conv2d(100, 10, 1)), image, "conv"),
+            Example(lambda: nn.Sequential(nn.Conv2d(3, 8, 3), *head), image, "hidden Linear"),
         ]
 
     @classmethod
     def good(cls) -> list[Example]:
-        """Powers of two; an odd number of classes; depthwise."""
+        """One guard each."""
+        import torch
         from torch import nn
 
+        class Joined(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.left, self.right, self.mix = nn.Conv2d(3, 24, 1), nn.Conv2d(3, 40, 1), nn.Conv2d(64, 10, 1)
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                value: torch.Tensor = self.mix(torch.cat([self.left(x).relu(), self.right(x)], 1))
+                return value
+
+        class Gated(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                squeeze = [nn.AdaptiveAvgPool2d(1), nn.Conv2d(64, 20, 1), nn.ReLU(), nn.Conv2d(20, 64, 1), nn.Sigmoid()]
+                self.conv, self.gate, self.head = nn.Conv2d(3, 64, 3), nn.Sequential(*squeeze), nn.Conv2d(64, 10, 1)
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                x = self.conv(x)
+                value: torch.Tensor = self.head(x * self.gate(x))
+                return value
+
+        def frozen() -> nn.Module:
+            conv = nn.Conv2d(3, 100, 3).requires_grad_(False)
+            return nn.Sequential(conv, nn.Conv2d(100, 10, 1))
+
+        image = ((1, 3, 32, 32),)
+        depthwise = nn.Conv2d(24, 24, 3, groups=24)
         return [
-            Example(lambda: nn.Sequential(nn.Conv2d(3, 64, 3), nn.Conv2d(64, 10, 1)), ((1, 3, 32, 32),), "outputs"),
-            Example(
-                lambda: nn.Sequential(nn.Conv2d(24, 24, 3, groups=24), nn.Conv2d(24, 8, 1)),
-                ((1, 24, 32, 32),),
-                "depthwise",
-            ),
-        ]
+            Example(lambda: nn.Sequential(nn.Conv2d(3, 64, 3), nn.Conv2d(64, 10, 1)), image, "inputs and outputs"),
+            Example(lambda: nn.Sequential(nn.Conv2d(3, 64, 3), nn.Conv2d(64, 27, 3), nn.PixelShuffle(3)), image, "before PixelShuffle"),
+            Example(lambda: nn.Sequential(depthwise, nn.Conv2d(24, 8, 1)), ((1, 24, 32, 32),), "depthwise"),
+            Example(lambda: nn.Sequential(nn.Conv2d(3, 6, 3), nn.Conv2d(6, 10, 1)), image, "under 8"),
+            Example(Gated, image, "a gate's squeeze"),
+            Example(frozen, image, "frozen"),
+            Example(lambda: nn.Sequential(nn.Linear(32, 100), nn.Linear(100, 32)), ((1, 16, 32),), "pointwise projections"),
+            Example(Joined, image, "concatenated"),
+        ]  # fmt: skip

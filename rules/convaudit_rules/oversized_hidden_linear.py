@@ -69,24 +69,46 @@ class OversizedHiddenLinear(Rule):
 
     @classmethod
     def bad(cls) -> list[Example]:
-        """Two hidden layers behind a convolution."""
+        """A second hidden layer; a first one of four million weights on a pooled vector."""
         from torch import nn
 
-        def net() -> nn.Module:
-            head = [nn.Linear(8, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 10)]
-            return nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), *head)
+        def net(*widths: int) -> nn.Module:
+            pairs = zip(widths, [*widths[1:], 10])
+            head = [layer for a, b in pairs for layer in (nn.Linear(a, b), nn.ReLU())][:-1]
+            return nn.Sequential(nn.Conv2d(3, widths[0], 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), *head)
 
-        return [Example(net, ((1, 3, 32, 32),))]
+        image = ((1, 3, 32, 32),)
+        return [
+            Example(lambda: net(8, 1024, 1024), image, "behind another"),
+            Example(lambda: net(1024, 4096), image, "on a pooled vector"),
+        ]
 
     @classmethod
     def good(cls) -> list[Example]:
-        """No convolution; a head."""
+        """One guard each."""
+        import torch
         from torch import nn
 
+        class Both(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.conv, self.first = nn.Conv2d(3, 8, 3), nn.Linear(8, 1024)
+                self.features, self.head = nn.Linear(1024, 1024), nn.Linear(1024, 10)
+
+            def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+                features = self.features(self.first(self.conv(x).mean((2, 3))).relu())
+                return self.head(features), features
+
+        def pooled(*head: nn.Module) -> nn.Module:
+            return nn.Sequential(nn.Conv2d(3, 960, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), *head)
+
+        image = ((1, 3, 32, 32),)
         return [
-            Example(lambda: nn.Sequential(nn.Linear(8, 1024), nn.Linear(1024, 1024), nn.Linear(1024, 10)), ((1, 8),), "no conv"),
             Example(
-                lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 1024), nn.Linear(1024, 1024)),
-                ((1, 3, 32, 32),), "the head",
+                lambda: nn.Sequential(nn.Linear(8, 1024), nn.Linear(1024, 1024), nn.Linear(1024, 10)), ((1, 8),),
+                "no convolution",
             ),
+            Example(lambda: pooled(nn.Linear(960, 1280), nn.Hardswish(), nn.Linear(1280, 1000)), image, "MobileNetV3's head"),
+            Example(lambda: pooled(nn.Linear(960, 64), nn.Linear(64, 20000)), image, "the head"),
+            Example(Both, image, "its value is an output too"),
         ]  # fmt: skip
