@@ -23,7 +23,8 @@ def cost_call(call: Call, node: Node) -> None:
 
 def account(graph: LayerGraph) -> None:
     """Cost every call of ``graph``, fill ``layers`` and ``totals``."""
-    for node, call in graph.calls:
+    shaped = graph.tracer != "symbolic"
+    for node, call in graph.calls if shaped else ():
         cost_call(call, node)
     fields = receptive_field.receptive_fields(graph)
     holders = _holders(graph)
@@ -33,14 +34,22 @@ def account(graph: LayerGraph) -> None:
         names = holders.pop(call.layer, []) if _holds(call) else []
         seen.update(names)
         held = sum(graph.parameters[name].numel() for name in names)
-        costs = held or call.parameters or call.macs or call.flops or call.activation_bytes or call.macs is None
+        costs = (
+            held
+            or call.parameters
+            or call.macs
+            or call.flops
+            or call.activation_bytes
+            or (shaped and call.macs is None)
+        )
         if node.op != "call_module" and not costs:
             continue
         field = fields.get(node)
         rows.append(
             LayerRow(
                 name=call.layer, call=call.index, op=call.label, kind=call.kind,
-                input_shapes=[list(s) for s in call.inputs], output_shapes=[list(s) for s in call.outputs],
+                input_shapes=[list(s) for s in call.inputs] if shaped else None,
+                output_shapes=[list(s) for s in call.outputs] if shaped else None,
                 parameters=held, macs=call.macs, flops=call.flops, activation_bytes=call.activation_bytes,
                 dtype=call.dtype, receptive_field=field.smallest if field else None,
                 receptive_field_largest=field.largest if field else None,
@@ -100,25 +109,25 @@ def location_of(graph: LayerGraph, layer: str) -> Location | None:
 
 
 def totals(graph: LayerGraph) -> Totals:
-    """Sum the layers. Uncounted ops are listed once each, and not part of the sums."""
+    """Sum the layers. Uncounted ops are listed once each, and not part of the sums; without shapes nothing is known."""
     parameters = list(graph.parameters.values())
     by_dtype: dict[str, int] = {}
     for parameter in parameters:
         name = str(parameter.dtype).removeprefix("torch.")
         by_dtype[name] = by_dtype.get(name, 0) + parameter.numel() * parameter.element_size()
-    rows = graph.layers
+    rows, shaped = graph.layers, graph.tracer != "symbolic"
     fc = {layer.call.layer for layer in fc_layers(graph) if not layer.cell}
     return Totals(
         parameters=sum(p.numel() for p in parameters),
         trainable_parameters=sum(p.numel() for p in parameters if p.requires_grad),
-        macs=sum(r.macs or 0 for r in rows),
-        flops=sum(r.flops or 0 for r in rows),
-        activation_bytes=sum(r.activation_bytes or 0 for r in rows),
-        peak_activation_bytes=peak_activation_bytes(graph.graph),
+        macs=sum(r.macs or 0 for r in rows) if shaped else None,
+        flops=sum(r.flops or 0 for r in rows) if shaped else None,
+        activation_bytes=sum(r.activation_bytes or 0 for r in rows) if shaped else None,
+        peak_activation_bytes=peak_activation_bytes(graph.graph) if shaped else None,
         parameter_bytes=sum(by_dtype.values()),
         conv_parameters=sum(r.parameters for r in rows if r.kind == "conv"),
         fc_parameters=sum(r.parameters for r in rows if r.kind in ("linear", "matmul") and r.name in fc),
-        uncounted_ops=sorted({call.op for _, call in graph.calls if call.macs is None}),
+        uncounted_ops=sorted({call.op for _, call in graph.calls if call.macs is None}) if shaped else [],
         bytes_by_dtype=by_dtype,
     )
 

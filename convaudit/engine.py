@@ -55,17 +55,24 @@ def audit_model(
 ) -> TargetResult:
     """Trace ``model``, run the enabled rules, and return its result."""
     graph = record(model, args, kwargs, inputs=inputs, locations=locations)
-    findings = run_rules(graph, (args, kwargs), target, settings)
+    return audit_graph(graph, (args, kwargs), target=target, settings=settings)
+
+
+def audit_graph(graph: LayerGraph, example: Any, *, target: str, settings: AuditSettings) -> TargetResult:
+    """Run the enabled rules over a traced model; ``example`` is its (args, kwargs)."""
+    findings = run_rules(graph, example, target, settings)
     totals = graph.totals
     assert totals is not None
     if settings.flop_convention == "two-per-mac":
         for row in graph.layers:
             if row.flops is not None and row.macs is not None:
                 row.flops += row.macs
-        totals.flops = (totals.flops or 0) + (totals.macs or 0)
+        if totals.flops is not None and totals.macs is not None:
+            totals.flops += totals.macs
     notes = list(graph.notes)
     if graph.problem:
-        notes.insert(0, f"partial: {graph.problem}; totals are lower bounds")
+        known = "; totals are lower bounds" if totals.macs is not None else ""
+        notes.insert(0, f"partial: {graph.problem}{known}")
     if totals.uncounted_ops:
         notes.append(f"not counted: {', '.join(totals.uncounted_ops)}")
     return TargetResult(
@@ -89,6 +96,8 @@ def run_rules(graph: LayerGraph, example: Any, target: str, settings: AuditSetti
     findings: list[Finding] = []
     for code, rule_class in registry.rules().items():
         if not settings.enabled(code, rule_class.default):
+            continue
+        if graph.tracer == "symbolic" and rule_class.needs_shapes:
             continue
         rule = rule_class()
         given = {k.replace("-", "_"): v for k, v in settings.rule_options.get(code, {}).items()}

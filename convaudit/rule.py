@@ -44,6 +44,8 @@ class Rule:
     default: ClassVar[bool] = True
     changes_state_dict: ClassVar[bool | None] = None
     options: ClassVar[type[Options]] = Options
+    needs_shapes: ClassVar[bool] = True
+    """False where it can speak about a symbolic trace too, which has layers and parameters and nothing else."""
 
     def check(self, context: Context) -> Iterator[Finding]:
         """Yield this rule's findings about ``context.graph``."""

@@ -12,6 +12,7 @@ import copy
 import enum
 import inspect
 import operator
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 
+from convaudit import flops
 from convaudit.describe import LEAVES, describe, function_name
 from convaudit.errors import TargetError, UsageError
 from convaudit.graph import CALL, VAL, LayerGraph, mapped, tensors
@@ -29,20 +31,25 @@ from convaudit.shape_formulas import FORMULAS
 
 META = torch.device("meta")
 _SMALL_BUFFER = 1 << 20  # bytes; smaller buffers keep their real values in a run on CPU tensors
+_CPU_MACS = 10**10  # a forward that stopped behind this much work on meta is not run again on CPU tensors
 
 
 class _DataDependent(Exception):
     """The forward asked a meta tensor for its values."""
 
 
-def trace(model: nn.Module, example_input: Any) -> LayerGraph:
+def trace(model: nn.Module, example_input: Any = None) -> LayerGraph:
     """Record ``model``'s forward pass in eval mode and cost every layer.
 
     ``example_input`` is a tensor, a tuple of positional arguments or a dict of keyword arguments; the model and the
-    input may each be real or on meta. The model comes back as it was: parameters, buffers, attributes, hooks,
+    input may each be real or on meta. Without one the trace is symbolic and knows no shape. The model comes back as it was: parameters, buffers, attributes, hooks,
     training flags and RNG state. Raises :class:`TargetError` (step "trace") where the forward fails at once;
     a forward that fails midway gives a graph with ``status == "partial"``.
     """
+    if example_input is None and isinstance(model, nn.Module):
+        from convaudit.symbolic import trace_symbolically
+
+        return trace_symbolically(model)
     args, kwargs = arguments(example_input)
     return record(model, args, kwargs)
 
@@ -83,16 +90,22 @@ def record(
     infos = inputs or [
         InputInfo(list(t.shape), str(t.dtype).removeprefix("torch."), "option") for t in tensors((args, kwargs))
     ]
+    recorder = _Recorder(model, on_meta=True, formulas=formulas)
     try:
-        recorder = _Recorder(model, on_meta=True, formulas=formulas)
         problem = recorder.run(args, kwargs)
         tracer = "recorded"
     except _DataDependent as asked:
-        notes.append(f"traced on stand-in values on the CPU: {asked}")
-        recorder = _Recorder(model, on_meta=False, formulas=False)
-        problem = recorder.run(args, kwargs)
-        tracer = "recorded-cpu"
-        problem = problem or recorder.made_up_branch
+        on_cpu = _Recorder(model, on_meta=False, formulas=False)
+        try:
+            problem = on_cpu.run(args, kwargs) or on_cpu.made_up_branch
+            recorder, tracer = on_cpu, "recorded-cpu"
+            notes.append(f"traced on stand-in values on the CPU: {asked}")
+        except TargetError as error:
+            if not recorder.weighted():
+                raise
+            tracer, problem = "recorded", f"the forward pass stopped: {asked}"
+            notes.append(f"nor did it run on stand-in values on the CPU: {error}")
+            recorder.graph.output(())
     graph = LayerGraph(
         model=model,
         graph=recorder.graph,
@@ -197,7 +210,8 @@ def _materialise(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    first = lines[0] if lines else type(error).__name__
+    return first if len(first) <= 160 else first.partition(". ")[0][:300]
 
 
 _CONSTRUCTORS: set[Any] = set()
@@ -288,21 +302,26 @@ class _Recorder(TorchFunctionMode):
         return None
 
     def _stopped(self, error: Exception) -> str:
-        if self.on_meta and _asks_for_values(error):
-            raise _DataDependent(_first_line(error)) from error
+        if self.on_meta and _asks_for_values(error) and self._macs() <= _CPU_MACS:
+            raise _DataDependent(_reason(error)) from error
         name, module, shapes = self.failed_at or ("", self.model, [])
         where = f"layer {name or '(model)'} ({_geometry(module)})"
         got = ", ".join(str(list(s)) for s in shapes)
-        message = f"{where} failed on input {got or 'without tensors'}: {_first_line(error)}"
-        if not any(CALL in n.meta and (n.meta[CALL].macs or n.meta[CALL].parameters) for n in self.graph.nodes) or not (
-            _unsupported(error)
-        ):
+        message = f"{where} failed on input {got or 'without tensors'}: {_reason(error)}"
+        if not (self.weighted() and _unsupported(error)):
             path, line = _user_line(error)
             raise TargetError(
                 "trace", message, kind=type(error).__name__, path=path, line=line, recorded=len(self.graph.nodes)
             ) from error
         self.graph.output(())
         return f"the forward pass stopped: {message}"
+
+    def weighted(self) -> bool:
+        """Whether a layer with parameters has been recorded."""
+        return any(CALL in node.meta and node.meta[CALL].parameters for node in self.graph.nodes)
+
+    def _macs(self) -> int:
+        return sum(flops.cost(node.meta[CALL])[0] or 0 for node in self.graph.nodes if CALL in node.meta)
 
     def _stand_in(self) -> None:
         """Put stand-ins for parameters and buffers into the modules, and remember every tensor's name."""
@@ -617,12 +636,21 @@ def _plain_output(value: Any) -> Any:
     return {k: v for k, v in getattr(value, "__dict__", {}).items() if _has_tensor(v)}
 
 
+def _reason(error: BaseException) -> str:
+    """The first line of an error; torch's long one about meta kernels in plain words."""
+    found = re.search(r"register_meta function for (\S+?)\(?\)? raises", str(error))
+    if found:
+        return f"{found[1]} gives as many values as the data says, which meta tensors do not hold"
+    return _first_line(error)
+
+
 def _asks_for_values(error: BaseException) -> bool:
     text = str(error)
     return isinstance(error, (NotImplementedError, RuntimeError, TypeError, ValueError)) and any(
         part in text
         for part in (
             "meta tensor",
+            "register_meta",
             "Meta",
             "'Meta' backend",
             "data-dependent",

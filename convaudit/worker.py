@@ -82,11 +82,12 @@ def _audit(target: str, request: dict[str, object]) -> object:
     import torch
 
     from convaudit import inputs, targets
-    from convaudit.engine import audit_model
+    from convaudit.engine import audit_graph, audit_model
     from convaudit.errors import TargetError
     from convaudit.graph import tensors
     from convaudit.result import InputInfo
     from convaudit.settings import AuditSettings, TargetSettings
+    from convaudit.symbolic import trace_symbolically
 
     given_settings = cast("dict[str, Any]", request["settings"])
     here = TargetSettings(**given_settings.get("here", {}))
@@ -117,7 +118,13 @@ def _audit(target: str, request: dict[str, object]) -> object:
             args = built.args
             infos = [InputInfo(list(t.shape), str(t.dtype)[6:], "model") for t in tensors(args)]
         else:
-            args, infos = inputs.inferred_inputs(model)
+            try:
+                args, infos = inputs.inferred_inputs(model)
+            except TargetError:
+                if request.get("submodule"):
+                    raise
+                graph = trace_symbolically(model, built.lines.named(model))
+                return audit_graph(graph, ((), {}), target=target, settings=settings)
         batch = request.get("batch")
         if batch:
             args, kwargs, infos = inputs.with_batch(args, kwargs, infos, cast("int", batch))

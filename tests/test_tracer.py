@@ -210,3 +210,35 @@ def test_receptive_field_of_resnet18() -> None:
     last = [r for r in graph.layers if r.kind == "conv"][-1]
 
     assert last.receptive_field_largest == [435, 435]  # Araujo et al. 2019, table 1 (ResNet family, v1 18 layers)
+
+
+def test_without_an_input_layers_and_parameters_are_known_and_nothing_else() -> None:
+    graph = trace(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 2)))
+
+    assert (graph.tracer, graph.status) == ("symbolic", "partial")
+    assert graph.totals is not None
+    assert (graph.totals.parameters, graph.totals.macs) == (8 * 27 + 8 + 66, None)
+    assert [(row.name, row.op, row.parameters, row.macs) for row in graph.layers] == [
+        ("0", "Conv2d", 224, None),
+        ("1", "ReLU", 0, None),
+        ("2", "Flatten", 0, None),
+        ("3", "Linear", 66, None),
+    ]
+
+
+def test_a_selection_by_value_runs_on_stand_in_values_and_says_so() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x: Any) -> Any:
+            y = self.fc(x)
+            return y[y.sum(1) >= 0]
+
+    graph = trace(Net(), torch.randn(3, 4))
+
+    assert graph.tracer == "recorded-cpu"
+    assert "nonzero" in graph.notes[0] or "nonzero" in (graph.problem or "")
+    assert graph.totals is not None
+    assert graph.totals.macs == 3 * 16

@@ -57,7 +57,7 @@ def _target(target: TargetResult, width: int, show_info: bool, quiet: bool) -> l
         return [_failure(target)]
     findings = live(target)
     loud = grouped([f for f in findings if f.severity != "info"])
-    infos = [f for f in findings if f.severity == "info"]
+    infos = [f for f in findings if f.severity == "info" and (show_info or f.rule != "CNV002")]  # its text is above
     if quiet:
         return [_headline(target, f) for leader, others in loud for f in (leader, *others)]
 
@@ -106,10 +106,8 @@ def _limits(target: TargetResult) -> Iterator[Line]:
     why = lower_bound(target)
     if not why:
         return
-    text = f"  totals are lower bounds: {why}"
-    if target.status == "partial" and target.notes:
-        text += f": {one_line('; '.join(target.notes))}"
-    yield [(text, "yellow")]
+    partial = target.status == "partial" and target.notes
+    yield [(f"  {one_line('; '.join(target.notes))}" if partial else f"  totals are lower bounds: {why}", "yellow")]
     ops = target.totals.uncounted_ops if target.totals else []
     if ops:
         more = f" and {len(ops) - 8} more" if len(ops) > 8 else ""

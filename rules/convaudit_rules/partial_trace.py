@@ -37,6 +37,7 @@ class PartialTrace(Rule):
     code = "CNV002"
     name = "partial-trace"
     severity = "info"
+    needs_shapes = False
 
     def check(self, context: Context) -> Iterator[Finding]:
         """One finding where the graph is partial; an error with ``require-complete``."""

@@ -1,0 +1,66 @@
+"""The symbolic trace: layers and parameters of a model that no example input is known for, without a single shape."""
+
+from __future__ import annotations
+
+import inspect
+
+from torch import nn
+from torch.fx import Tracer
+
+from convaudit.accounting import account
+from convaudit.describe import LEAVES, function_name
+from convaudit.errors import TargetError
+from convaudit.graph import CALL, Call, LayerGraph
+from convaudit.ops import KIND
+from convaudit.result import Location
+
+
+class _LeafTracer(Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return type(m) in LEAVES or super().is_leaf_module(m, module_qualified_name)
+
+
+def trace_symbolically(model: nn.Module, locations: dict[str, Location] | None = None) -> LayerGraph:
+    """``torch.fx``'s own symbolic trace as a partial :class:`LayerGraph`: MACs, FLOPs and activations are not known.
+
+    Raises :class:`TargetError` (step "input") where the forward cannot be traced without an input.
+    """
+    try:
+        graph = _LeafTracer().trace(model)
+    except Exception as error:
+        raise TargetError(
+            "input", f"no input could be inferred, and the model cannot be traced without one "
+            f"({type(error).__name__}); {_wanted(model)}", kind="InputError",
+        ) from error  # fmt: skip
+    modules = dict(model.named_modules())
+    calls: dict[str, int] = {}
+    for node in graph.nodes:
+        if node.op == "call_module":
+            module, layer = modules[str(node.target)], str(node.target)
+            op, kind = LEAVES.get(type(module), (type(module).__name__.lower(), "module"))
+            names = tuple(f"{layer}.{name}" for name, _ in module.named_parameters())
+            call = Call(op, kind, layer, type(module).__name__, 0, layer, [], [], None, names)
+        elif node.op in ("call_function", "call_method"):
+            op = function_name(node.target) if callable(node.target) else str(node.target).rstrip("_")
+            call = Call(op, KIND.get(op, "other"), op, op, 0, "", [], [], None)
+        else:
+            continue
+        call.index = calls.get(call.layer, 0)
+        calls[call.layer] = call.index + 1
+        node.meta[CALL] = call
+    result = LayerGraph(
+        model=model, graph=graph, tracer="symbolic", inputs=[], status="partial", parameters=dict(model.named_parameters()),
+        problem=f"no example input is known: no shapes, MACs, FLOPs or activations; {_wanted(model)}",
+        locations=locations or {}, root={**modules, **dict(model.named_parameters()), **dict(model.named_buffers())},
+    )  # fmt: skip
+    account(result)
+    return result
+
+
+def _wanted(model: nn.Module) -> str:
+    """What to type: an --input for each argument that the forward needs."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    names = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    if len(names) < 2:
+        return "give one with --input 1,3,224,224"
+    return f"give one for each of {', '.join(names)}: --input {names[0]}:1,3,224,224 --input {names[1]}:…"
