@@ -38,8 +38,13 @@ class Worker:
     def ask(self, request: dict[str, Any], timeout: float) -> TargetResult:
         """The result of one target; a dead or hung worker gives a failed one (the worker is then gone)."""
         target = request["target"]
-        if not self.ready and self._line(_START_LIMIT) != b"ready":
-            return self._lost(target, "the worker did not start; is torch installed? pip install torch", "import")
+        if not self.ready and (said := self._line(_START_LIMIT)) != b"ready":
+            why = said.decode(errors="replace") if said else "its worker did not start"
+            return self._lost(
+                target,
+                f"{target}: a model target needs PyTorch ({why}); pip install torch, or see pytorch.org",
+                "import",
+            )
         self.ready = True
         assert self.process.stdin is not None
         try:

@@ -21,8 +21,12 @@ def main() -> None:
     threading.Thread(target=_listen, args=(os.dup(0), requests), daemon=True).start()
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
-    import torch  # noqa: F401
-
+    try:
+        import torch  # noqa: F401
+    except (ImportError, OSError) as error:
+        answers.write(f"{type(error).__name__}: {error}".replace("\n", " ").encode() + b"\n")
+        answers.flush()
+        return
     answers.write(b"ready\n")
     answers.flush()
     import msgspec

@@ -128,7 +128,7 @@ def test_input_from_a_file(folder: Path) -> None:
     ids=str,
 )
 def test_a_wrong_setting_is_named(table: dict[str, Any], says: str) -> None:
-    with pytest.raises(SettingsError, match="convaudit.toml: ") as caught:
+    with pytest.raises(SettingsError, match=r"^convaudit\.toml: ") as caught:
         AuditSettings.from_mapping(table, "convaudit.toml")
 
     assert says in str(caught.value)

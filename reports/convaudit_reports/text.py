@@ -106,8 +106,9 @@ def _limits(target: TargetResult) -> Iterator[Line]:
     why = lower_bound(target)
     if not why:
         return
-    partial = target.status == "partial" and target.notes
-    yield [(f"  {one_line('; '.join(target.notes))}" if partial else f"  totals are lower bounds: {why}", "yellow")]
+    notes = one_line("; ".join(target.notes)) if target.status == "partial" else ""
+    said = "lower bounds" in notes or (target.totals is not None and target.totals.macs is None)
+    yield [(f"  {notes}" if notes and said else f"  totals are lower bounds: {notes or why}", "yellow")]
     ops = target.totals.uncounted_ops if target.totals else []
     if ops:
         more = f" and {len(ops) - 8} more" if len(ops) > 8 else ""
