@@ -8,7 +8,9 @@ from typing import Any, Literal
 
 from torch.fx import Node
 
-from convaudit.graph import CALL, VAL, Call, LayerGraph, tensors
+from convaudit.graph import CALL, VAL, Call, LayerGraph, main_input, shape_of, tensors
+from convaudit.layout import Layout, space
+from convaudit.topology import layout_of
 
 Extent = "list[int] | Literal['unbounded'] | None"
 
@@ -41,6 +43,7 @@ def receptive_fields(graph: LayerGraph) -> dict[Node, ReceptiveField]:
         cached: dict[Node, ReceptiveField] = graph.cache["receptive_fields"]
         return cached
     fields: dict[Node, ReceptiveField] = {}
+    layout = layout_of(graph)
     for node in graph.graph.nodes:
         if node.op == "placeholder":
             shapes = [t.shape for t in tensors(node.meta.get(VAL)) if t.dim() >= 3 and t.is_floating_point()]
@@ -54,7 +57,7 @@ def receptive_fields(graph: LayerGraph) -> dict[Node, ReceptiveField]:
             continue
         call: Call | None = node.meta.get(CALL)
         merged = _merge(node, incoming)
-        fields[node] = merged if call is None else _through(call, merged)
+        fields[node] = merged if call is None else _through(call, merged, _mixed(node, layout))
     graph.cache["receptive_fields"] = fields
     return fields
 
@@ -83,8 +86,26 @@ def _has_extent(node: Node) -> bool:
     return bool(found) and any(n > 1 for n in found[0].shape[2:])
 
 
-def _through(call: Call, field: ReceptiveField) -> ReceptiveField:
+def _mixed(node: Node, layout: dict[Node, Layout]) -> list[int] | None:
+    """Sizes of the spatial axes that a node folds together: a flatten's, or of the positions a Linear runs along."""
+    source = main_input(node)
+    before, after = layout.get(source) if source else None, layout.get(node)
+    if source is None or not before or not after:
+        return None
+    call: Call = node.meta[CALL]
+    along = call.kind == "linear" and len(before) >= 3 and space(before[-1:])
+    folds = call.kind == "reshape" and len(before) >= 3 and len(after) == 2 and space(after[1:])
+    if not along and not folds:
+        return None
+    return [size for size, axis in zip(shape_of(source), before) if space((axis,))]
+
+
+def _through(call: Call, field: ReceptiveField, mixed: list[int] | None) -> ReceptiveField:
     axes = len(field.small_jump)
+    if mixed is not None:
+        if call.kind == "reshape" and len(mixed) == axes:
+            return _grow(field, [(n - 1, 1) for n in mixed])
+        return ReceptiveField(None, None, field.small_jump, field.large_jump, True)
     if call.conv is not None and len(call.conv.kernel) == axes:
         conv = call.conv
         if conv.transposed:
