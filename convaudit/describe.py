@@ -81,7 +81,7 @@ def function_name(function: Any) -> str:
     """Lower-case functional name of a torch function, method or operator: ``conv2d``, ``add``, ``relu``."""
     name = _NAMES.get(function)
     if name is None:
-        name = str(getattr(function, "__name__", function))
+        name = str(getattr(function, "__name__", function)).partition(".")[0]  # an overload: "mul.Tensor"
         if name.startswith("__") and name.endswith("__"):
             name = name[2:-2]
             if name[:1] in "ir" and name[1:] in ("add", "sub", "mul", "truediv", "matmul", "pow", "floordiv", "mod"):

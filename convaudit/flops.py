@@ -101,7 +101,7 @@ def _bilinear(call: Call) -> int:
     return prod(call.outputs[0][:-1]) * prod(weight)
 
 
-@macs_of("matmul", "bmm", "mm", "mv", "dot", "inner")
+@macs_of("matmul", "bmm", "mm", "mv", "dot", "vdot", "inner")
 def _matmul(call: Call) -> int:
     left, right = call.operands[:2]
     if len(left) == len(right) >= 2 and left[:-2] == right[:-2]:

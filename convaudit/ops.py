@@ -19,7 +19,7 @@ KIND: dict[str, str] = {
         "norm": "batch_norm layer_norm group_norm instance_norm local_response_norm rms_norm",
         "attention": "scaled_dot_product_attention multi_head_attention_forward",
         "recurrent": "lstm gru rnn rnn_tanh rnn_relu lstmcell grucell rnncell lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell",
-        "matmul": "matmul bmm mm mv dot inner addmm addmv baddbmm addbmm einsum outer addr chain_matmul multi_dot",
+        "matmul": "matmul bmm mm mv dot vdot inner addmm addmv baddbmm addbmm einsum outer addr chain_matmul multi_dot",
         "embedding": "embedding embedding_bag one_hot",
         "activation": "relu relu6 leaky_relu prelu rrelu elu selu celu gelu silu mish hardswish hardsigmoid hardtanh "
         "sigmoid tanh softmax log_softmax softmin softplus softsign tanhshrink logsigmoid threshold glu softmax2d "
@@ -39,7 +39,8 @@ KIND: dict[str, str] = {
         "logical_not logical_xor bitwise_and bitwise_or bitwise_not bitwise_xor and or xor invert eq ne lt le gt ge "
         "isnan isinf isfinite isclose sort argsort topk cosine_similarity pairwise_distance cdist cross heaviside signbit "
         "sinc nan_to_num diff half double bfloat16 long int bool short char byte copy fill zero setitem hypot logit xlogy "
-        "deg2rad rad2deg bucketize searchsorted affine_grid complex polar angle float_power i0 lgamma digamma true_divide",
+        "deg2rad rad2deg bucketize searchsorted affine_grid complex polar angle float_power i0 lgamma digamma true_divide "
+        "weight_norm weight_norm_interface",
         "reshape": " ".join(sorted(ALIASING)) + " pad roll repeat tile clone gather scatter scatter_add scatter_reduce "
         "index_select index_add index_copy index_put index_fill take take_along_dim flip fliplr flipud rot90 "
         "repeat_interleave channel_shuffle native_channel_shuffle pixel_shuffle pixel_unshuffle fold im2col col2im masked_select "
@@ -47,7 +48,8 @@ KIND: dict[str, str] = {
         "constant": "zeros ones empty full rand randn randint randperm arange linspace logspace eye tensor as_tensor "
         "zeros_like ones_like empty_like full_like rand_like randn_like randint_like new_zeros new_ones new_empty "
         "new_full new_tensor scalar_tensor tril_indices triu_indices hann_window hamming_window kaiser_window "
-        "blackman_window from_numpy normal uniform bernoulli multinomial exponential log_normal",
+        "blackman_window from_numpy normal uniform bernoulli multinomial exponential log_normal geometric cauchy random "
+        "kaiming_uniform kaiming_normal xavier_uniform xavier_normal trunc_normal orthogonal constant dirac sparse",
     }.items()
     for op in ops.split()
 }

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import enum
+import functools
 import inspect
 import operator
 import re
@@ -155,7 +156,7 @@ def build_graph_module(layers: LayerGraph) -> GraphModule:
 @contextlib.contextmanager
 def _as_it_was(model: nn.Module) -> Iterator[None]:
     """Put back every module's attributes, the RNG state and the attention fast path afterwards."""
-    modules = list(model.modules())
+    modules = [m for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
     saved = [(m, dict(m.__dict__)) for m in modules]
     inner = [
         (d, dict(d))
@@ -164,12 +165,13 @@ def _as_it_was(model: nn.Module) -> Iterator[None]:
         if d is not None
     ]
     rng, fast_path = torch.get_rng_state(), torch.backends.mha.get_fastpath_enabled()
-    call = nn.Module.__call__
+    call, scripted = nn.Module.__call__, torch.jit.ScriptFunction.__call__
     try:
         torch.backends.mha.set_fastpath_enabled(False)
         yield
     finally:
         nn.Module.__call__ = call  # type: ignore[method-assign]
+        torch.jit.ScriptFunction.__call__ = scripted  # type: ignore[method-assign]
         for module, state in saved:
             module.__dict__.clear()
             module.__dict__.update(state)
@@ -264,6 +266,8 @@ class _Recorder(TorchFunctionMode):
         self.graph = Graph()
         self.root: dict[str, Any] = {}
         self.notes: list[str] = []
+        self.unfollowed: list[str] = []
+        """What ran without being recorded."""
         self.made_up_branch: str | None = None
         self.inside_leaf = 0
         self.stack: list[tuple[str, nn.Module]] = []
@@ -290,6 +294,7 @@ class _Recorder(TorchFunctionMode):
                 return recorder._module(call, module, a, k)
 
             nn.Module.__call__ = wrapped  # type: ignore[method-assign]
+            torch.jit.ScriptFunction.__call__ = self._scripted(torch.jit.ScriptFunction.__call__)  # type: ignore[method-assign]
             placed_args, placed_kwargs = self._placeholders(args, kwargs)
             try:
                 with self:
@@ -299,7 +304,7 @@ class _Recorder(TorchFunctionMode):
             except Exception as error:  # noqa: BLE001 - the user's forward may raise anything; it is reported
                 return self._stopped(error)
             self.graph.output(self._argument(_plain_output(output)))
-        return None
+        return "; ".join(dict.fromkeys(self.unfollowed)) or None
 
     def _stopped(self, error: Exception) -> str:
         if self.on_meta and _asks_for_values(error) and self._macs() <= _CPU_MACS:
@@ -394,7 +399,7 @@ class _Recorder(TorchFunctionMode):
         leaf = type(module) in LEAVES and not module._forward_hooks and not module._forward_pre_hooks
         if isinstance(module, torch.jit.ScriptModule):
             leaf = True
-            self.notes.append(f"{name}: a ScriptModule is opaque; its inside was not followed")
+            self.unfollowed.append(f"the inside of {name or 'the model'}, a ScriptModule, was not followed")
         if name is None:
             if not leaf or isinstance(module, torch.jit.ScriptModule) or next(module.parameters(), None) is not None:
                 name = f"{self.stack[-1][0] if self.stack else ''}.{type(module).__name__}".lstrip(".")
@@ -425,6 +430,15 @@ class _Recorder(TorchFunctionMode):
             raise
         finally:
             self.stack.pop()
+
+    def _scripted(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        """A call of a TorchScript function that follows the Python it was compiled from, where torch kept it."""
+
+        def run(function: Any, *args: Any, **kwargs: Any) -> Any:
+            source = getattr(function, "_torchdynamo_inline", None)
+            return (source or functools.partial(call, function))(*args, **kwargs)
+
+        return run
 
     # -- functions -------------------------------------------------------------------------------------------------
 
@@ -535,12 +549,16 @@ class _Recorder(TorchFunctionMode):
     def _attribute(self, tensor: Tensor) -> Node:
         """A get_attr node for a parameter, a buffer, or a constant the model keeps elsewhere."""
         name, value = self.attributes.get(id(tensor), ("", tensor))
+        if not name and isinstance(tensor, nn.Parameter) and tensor.device.type == "meta":
+            # of a module made inside the forward: its initialisation is recorded, and runs again on this
+            made = self.graph.call_function(torch.empty, (tuple(tensor.shape),), {"dtype": tensor.dtype})
+            made.meta[VAL] = tensor
+            self._own(tensor, made, ())
+            return made
         if not name:
             name = f"_constant_{sum(k.startswith('_constant_') for k in self.root)}"
             if tensor.device.type == "meta":
-                self.notes.append(
-                    f"{self._where()}: a tensor of shape {list(tensor.shape)} came from an operator that cannot be recorded"
-                )
+                self.unfollowed.append(f"an operator in {self._where()} could not be recorded")
         self.root[name] = value
         node = self.graph.create_node("get_attr", name)
         node.meta[VAL] = tensor

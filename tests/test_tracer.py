@@ -242,3 +242,63 @@ def test_a_selection_by_value_runs_on_stand_in_values_and_says_so() -> None:
     assert "nonzero" in graph.notes[0] or "nonzero" in (graph.problem or "")
     assert graph.totals is not None
     assert graph.totals.macs == 3 * 16
+
+
+def test_modules_made_inside_the_forward_are_made_again() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Conv2d(3, 8, 3)
+
+        def forward(self, x: Any) -> Any:
+            return nn.BatchNorm2d(4).eval()(nn.Conv2d(8, 4, 1)(self.first(x)))
+
+    model, x = Net(), torch.randn(1, 3, 8, 8)
+    graph = trace(model, x)
+    outputs = []
+    for run in (model, graph.graph_module):
+        torch.manual_seed(0)
+        outputs.append(run(x))
+
+    torch.testing.assert_close(*outputs)
+    assert graph.status == "ok"
+    assert graph.totals is not None
+    assert graph.totals.macs == 36 * (8 * 27 + 4 * 8)
+    assert graph.totals.parameters == 8 * 27 + 8
+
+
+@torch.jit.script
+def swish(x: torch.Tensor) -> torch.Tensor:
+    return x * torch.sigmoid(x)
+
+
+def test_a_scripted_function_is_followed_and_a_scripted_module_is_not() -> None:
+    class Net(nn.Module):
+        def __init__(self, inner: Any) -> None:
+            super().__init__()
+            self.first, self.inner = nn.Conv2d(3, 8, 3), inner
+
+        def forward(self, x: Any) -> Any:
+            return self.inner(self.first(x))
+
+    x = torch.randn(1, 3, 8, 8)
+    followed, opaque = trace(Net(swish), x), trace(Net(torch.jit.script(nn.Conv2d(8, 8, 1))), x)
+
+    assert followed.status == "ok"
+    assert [call.op for _, call in followed.calls] == ["conv2d", "sigmoid", "mul"]
+    assert opaque.status == "partial"
+    assert "ScriptModule" in str(opaque.problem)
+    assert opaque.totals is not None
+    assert opaque.totals.parameters == 224 + 72
+
+
+@pytest.mark.parametrize("old", [True, False], ids=["hook", "parametrization"])
+def test_normalised_weights(old: bool) -> None:
+    norm = nn.utils.weight_norm if old else nn.utils.parametrizations.spectral_norm
+    model, x = nn.Sequential(norm(nn.Conv2d(3, 8, 3)), nn.ReLU()).eval(), torch.randn(1, 3, 8, 8)
+    graph = trace(model, x)
+
+    torch.testing.assert_close(graph.graph_module(x), model(x))
+    row = next(row for row in graph.layers if row.kind == "conv")
+    assert row.name == "0"
+    assert row.parameters == sum(p.numel() for p in model.parameters())
