@@ -11,10 +11,12 @@ from torch.fx import Node
 
 from convaudit import topology
 from convaudit.accounting import location_of
+from convaudit.backbone import BackboneConv, backbone
 from convaudit.errors import TargetError
 from convaudit.fc_layers import FCLayer, fc_layers
-from convaudit.graph import CALL, VAL, Call, LayerGraph, mapped, tensors
+from convaudit.graph import CALL, VAL, Call, LayerGraph, mapped, shape_of, tensors
 from convaudit.layout import Layout
+from convaudit.receptive_field import ReceptiveField, receptive_fields
 from convaudit.result import Alternative, Finding, Saving
 from convaudit.rewrite import Rewrite, RewriteFailed
 from convaudit.rule import Options, Rule
@@ -67,6 +69,53 @@ class Context:
     def layouts(self) -> dict[Node, Layout]:
         """Which axis of each value is batch, channels or space (:mod:`convaudit.layout`)."""
         return topology.layout_of(self.graph)
+
+    @property
+    def gates(self) -> set[Node]:
+        """Nodes of side branches that rejoin a map by multiplication."""
+        return topology.gates(self.graph)
+
+    @property
+    def backbone(self) -> list[BackboneConv]:
+        """Convolutions on the backbone path (:mod:`convaudit.backbone`), in execution order."""
+        return backbone(self.graph)
+
+    @property
+    def receptive_fields(self) -> dict[Node, ReceptiveField]:
+        """Receptive field of each node's value (:mod:`convaudit.receptive_field`)."""
+        return receptive_fields(self.graph)
+
+    @property
+    def attends(self) -> bool:
+        """Whether values are mixed over positions by attention or recurrence."""
+        calls = self.graph.calls
+        return any(c.kind in ("attention", "recurrent") or (c.kind == "matmul" and len(c.inputs) > 1) for _, c in calls)
+
+    @property
+    def image_size(self) -> tuple[int, ...]:
+        """Spatial size of the first input map, () where no input is one."""
+        for node in self.graph.graph.nodes:
+            if node.op == "placeholder" and node in self.layouts and len(self.layouts[node]) >= 3:
+                return tuple(n for n, axis in zip(shape_of(node), self._input_axes(node)) if axis)
+        return ()
+
+    def _input_axes(self, node: Node) -> list[bool]:
+        channels_last = self.layouts[node][-1] == {"C"} and len(self.layouts[node]) >= 4
+        rank = len(self.layouts[node])
+        return [0 < i < rank - 1 if channels_last else i > 1 for i in range(rank)]
+
+    @property
+    def inferred_input(self) -> bool:
+        """Whether the input was guessed: what depends on its size is then at most info."""
+        return any(info.source == "inferred" for info in self.graph.inputs)
+
+    def positions(self, node: Node) -> int:
+        """Number of spatial positions of a node's value."""
+        return topology.positions(node, self.layouts.get(node, ()))
+
+    def reaches_output(self, node: Node) -> bool:
+        """Whether the value has part in what leaves the model."""
+        return self.leads_to(node, next(n for n in self.graph.graph.nodes if n.op == "output"))
 
     def leads_to(self, node: Node, later: Node) -> bool:
         """Whether ``later`` is ``node`` or reads, through others, what it gives."""

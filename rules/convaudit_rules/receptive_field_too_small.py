@@ -1,0 +1,123 @@
+"""CNV205 receptive-field-too-small."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from convaudit.graph import main_input, shape_of
+from convaudit.rule import Example, Rule
+
+if TYPE_CHECKING:
+    from torch.fx import Node
+
+    from convaudit.context import Context
+    from convaudit.result import Finding
+
+
+class ReceptiveFieldTooSmall(Rule):
+    """the last map of a classifier sees too little of the image
+
+    ## What it does
+    Finds a globally pooled classifier of images or volumes whose last map has a theoretical receptive field under 75%
+    of the input's side on a spatial axis, even along the path with the largest one.
+
+    ## Why it matters
+    Global pooling averages what each position has seen; what no position sees whole cannot be recognised as a whole.
+
+    ## Example
+        two convolutions (7×7, 5×5) with one pooling between on 32×32: 16 of 32 pixels
+
+    ## Use instead
+        another 3×3 stage behind a stride, or dilation
+
+    ## Exceptions
+    A flattened map (the Linear sees it all), attention or recurrence before, outputs per pixel, single scores.
+
+    ## References
+    Araujo, Norris, Sim 2019, Computing Receptive Fields of Convolutional Neural Networks, Distill, section "Theory".
+    Luo et al. 2016, arXiv:1701.04128, section 1.
+    """
+
+    code = "CNV205"
+    name = "receptive-field-too-small"
+    changes_state_dict = True
+
+    def check(self, context: Context) -> Iterator[Finding]:
+        """At most one finding."""
+        image = context.image_size
+        if context.graph.status == "partial" or not context.is_classifier or len(image) < 2:
+            return
+        if all(shape[-1] == 1 for shape in context.output_shapes if shape):
+            return
+        pool = self._last_global_pool(context)
+        source = main_input(pool) if pool is not None else None
+        field = context.receptive_fields.get(source) if source is not None else None
+        if pool is None or field is None or field.large is None or len(field.large) != len(image):
+            return
+        if not any(extent < 0.75 * side for extent, side in zip(field.large, image)):
+            return
+        last = [conv for conv in context.backbone if context.leads_to(conv.node, pool)]
+        if not last:
+            return
+        seen = "×".join(str(int(extent)) for extent in field.large)
+        yield context.finding(
+            f"each position of the last map sees {seen} of {'×'.join(map(str, image))} pixels before it is pooled globally",
+            [last[-1].call.layer],
+            severity="info" if context.inferred_input else None,
+            evidence={"receptive_field": [int(extent) for extent in field.large], "input": list(image)},
+            suggestion="another stage behind a stride, or dilation, before the pooling",
+        )
+
+    def _last_global_pool(self, context: Context) -> Node | None:
+        """The pooling that makes a vector of the last map, off gates."""
+        found = None
+        for node, call in context.graph.calls:
+            source = main_input(node)
+            if source is None or source not in context.layouts or node in context.gates:
+                continue
+            if context.positions(source) <= 1 or len(shape_of(source)) < 4:
+                continue
+            if call.kind in ("pool", "reduce") and context.positions(node) == 1 and context.reaches_output(node):
+                found = node
+            elif call.conv is not None or call.op in ("flatten", "view", "reshape"):
+                found = None
+        return found
+
+    @classmethod
+    def bad(cls) -> list[Example]:
+        """Two convolutions on 64×64, pooled by a module and by a mean."""
+        from torch import nn
+
+        return [
+            Example(
+                lambda: nn.Sequential(
+                    nn.Conv2d(3, 8, 3), nn.Conv2d(8, 16, 3, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10)
+                ),
+                ((1, 3, 64, 64),), "2-D",
+            ),
+            Example(
+                lambda: nn.Sequential(nn.Conv3d(3, 8, 3), nn.AdaptiveMaxPool3d(1), nn.Flatten(), nn.Linear(8, 10)),
+                ((1, 3, 16, 32, 32),), "3-D",
+            ),
+        ]  # fmt: skip
+
+    @classmethod
+    def good(cls) -> list[Example]:
+        """One guard each."""
+        from torch import nn
+
+        def net(*layers: nn.Module) -> nn.Module:
+            return nn.Sequential(nn.Conv2d(3, 8, 3), *layers)
+
+        pooled = [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        image = ((1, 3, 64, 64),)
+        deep = [nn.MaxPool2d(8), nn.Conv2d(8, 8, 7)]
+        attention = [nn.Conv2d(8, 8, 1), nn.Flatten(2), nn.Linear(3844, 64), nn.Unflatten(2, (8, 8))]
+        return [
+            Example(lambda: net(*deep, *pooled, nn.Linear(8, 10)), image, "58 of 64"),
+            Example(lambda: net(nn.Flatten(), nn.Linear(8 * 3844, 10)), image, "flattened"),
+            Example(lambda: net(*attention, *pooled, nn.Linear(8, 10)), image, "mixed over all positions before"),
+            Example(lambda: net(nn.Conv2d(8, 2, 1)), image, "an output per pixel"),
+            Example(lambda: net(*pooled, nn.Linear(8, 1)), image, "a single score"),
+        ]
