@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from convaudit import topology
 from convaudit.accounting import location_of
-from convaudit.backbone import BackboneConv, backbone
+from convaudit.backbone import BackboneConv, backbone, bottlenecks
 from convaudit.errors import TargetError
 from convaudit.fc_layers import FCLayer, fc_layers
 from convaudit.graph import CALL, VAL, Call, LayerGraph, mapped, shape_of, tensors
@@ -79,6 +79,15 @@ class Context:
     def backbone(self) -> list[BackboneConv]:
         """Convolutions on the backbone path (:mod:`convaudit.backbone`), in execution order."""
         return backbone(self.graph)
+
+    @property
+    def bottlenecks(self) -> list[Node]:
+        """Nodes that every path from the input to the output passes."""
+        return self.once("bottlenecks", lambda: bottlenecks(self.graph))  # type: ignore[no-any-return]
+
+    def bypassed(self, source: Node, user: Node) -> bool:
+        """Whether ``source`` has another reader whose path meets that of ``user`` again before the output."""
+        return topology.rejoins(self.graph, source, user)
 
     @property
     def receptive_fields(self) -> dict[Node, ReceptiveField]:

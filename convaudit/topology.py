@@ -37,6 +37,26 @@ def order(graph: LayerGraph) -> dict[Node, int]:
     return found
 
 
+def descendants(graph: LayerGraph) -> dict[Node, int]:
+    """Bit set of the nodes that read each node's value, through others, the output left out."""
+    if "descendants" not in graph.cache:
+        bits: dict[Node, int] = {}
+        for node, index in reversed(order(graph).items()):
+            mask = 0 if node.op == "output" else 1 << index
+            for user in node.users:
+                mask |= bits[user]
+            bits[node] = mask
+        graph.cache["descendants"] = bits
+    found: dict[Node, int] = graph.cache["descendants"]
+    return found
+
+
+def rejoins(graph: LayerGraph, source: Node, user: Node) -> bool:
+    """Whether another reader of ``source`` leads to a node that ``user`` leads to as well."""
+    bits = descendants(graph)
+    return any(other is not user and bits[other] & bits[user] for other in source.users)
+
+
 def layout_of(graph: LayerGraph) -> dict[Node, Layout]:
     """:func:`convaudit.layout.layouts`, computed once."""
     if "layouts" not in graph.cache:

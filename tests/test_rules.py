@@ -61,10 +61,10 @@ ARTICLE = {  # parameters, MACs, must be found, must not be found
     "FCNetwork": (101_770, 101_632, {"CNV102"}, {"CNV101", "CNV103"}),
     "ConvNetwork": (63_050, 288_512, {"CNV106"}, {"CNV101", "CNV103", "CNV201"}),
     "FCNet": (3_676_682, 3_675_136, {"CNV102"}, {"CNV101", "CNV103"}),
-    "BasicCNN": (1_193_642, 30_249_984, {"CNV101", "CNV103"}, {"CNV106", "CNV201", "CNV301"}),
-    "ShallowWideNet": (840_970, 228_985_344, {"CNV201", "CNV202"}, {"CNV101", "CNV103"}),
-    "DeepNarrowNet": (1_174_826, 52_791_808, set(), {"CNV101", "CNV103", "CNV201", "CNV301"}),
-    "EfficientConvNet": (274_250, 18_662_400, set(), {"CNV101", "CNV103", "CNV201", "CNV301"}),
+    "BasicCNN": (1_193_642, 30_249_984, {"CNV101", "CNV103"}, {"CNV106", "CNV201", "CNV301", "CNV401"}),
+    "ShallowWideNet": (840_970, 228_985_344, {"CNV201", "CNV202", "CNV205"}, {"CNV101", "CNV103"}),
+    "DeepNarrowNet": (1_174_826, 52_791_808, set(), {"CNV101", "CNV103", "CNV201", "CNV205", "CNV301", "CNV401"}),
+    "EfficientConvNet": (274_250, 18_662_400, set(), {"CNV101", "CNV103", "CNV201", "CNV205", "CNV301", "CNV403"}),
     "LinearOnImage": (50_177_000, 50_176_000, {"CNV102"}, set()),
 }
 
@@ -95,7 +95,7 @@ def test_stem_of_shallow_wide_net_is_a_warning() -> None:
     ("name", "warnings"),
     [
         ("alexnet", {"CNV101", "CNV103", "CNV104", "CNV201"}),
-        ("vgg16", {"CNV101", "CNV103", "CNV104"}),
+        ("vgg16", {"CNV101", "CNV103", "CNV104", "CNV401"}),
         ("resnet18", set()),
         ("densenet121", set()),
         ("mobilenet_v3_large", set()),
@@ -143,6 +143,15 @@ def test_saving_without_the_hidden_layer_equals_the_closed_formula() -> None:
     finding = run(model, [(1, 3, 224, 224)], select=["CNV104"]).findings[0]
 
     assert finding.saving.parameters == (138_357_544, 138_357_544 - 4096 * 4097)
+
+
+def test_an_imagenet_resnet_on_small_images() -> None:
+    from torchvision.models import resnet18
+
+    findings = {f.rule: f.severity for f in run(resnet18(), [(1, 3, 32, 32)]).findings}
+
+    assert findings["CNV207"] == "warning"
+    assert findings.get("CNV206", "info") == "info"
 
 
 def test_pretrained_lowers_what_breaks_checkpoints() -> None:
