@@ -1,7 +1,7 @@
 """`make zoo`: audit every timm architecture and torchvision builder on meta, and hold its MACs against torch's own count.
 
 Prints a line for each model that is not ok or whose MACs differ from ``torch.utils.flop_counter`` / 2 by more than 0.5%
-without an explanation, then the counts. ``zoo.py STRIDE`` takes every STRIDE-th model.
+without an explanation, then which rules spoke at warning level about which models, and the counts. ``zoo.py STRIDE`` takes every STRIDE-th model.
 """
 
 from __future__ import annotations
@@ -78,10 +78,12 @@ def main() -> int:
     """Sweep the zoo with two processes; 1 where a model failed or a difference is not explained."""
     every = int(sys.argv[1]) if len(sys.argv) > 1 else 1
     counts: Counter[str] = Counter()
+    spoke: dict[str, list[str]] = {}
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         for found in pool.imap_unordered(examine, zoo_names()[::every], chunksize=4):
             counts[found.status] += 1
-            counts.update(found.codes)
+            for code in found.codes:
+                spoke.setdefault(code, []).append(found.target)
             if found.status != "ok" or "not counted" in found.reason:
                 print(f"{found.target}: {found.status}: {found.reason}", flush=True)
             if found.counted is None:
@@ -89,6 +91,8 @@ def main() -> int:
             elif found.differs:
                 counts["MACs differ"] += 1
                 print(f"{found.target}: {found.macs:,} MACs, flop_counter / 2 is {found.counted:,}", flush=True)
+    for code, targets in sorted(spoke.items()):
+        print(f"{code} at warning or above, {len(targets)} models: {', '.join(sorted(targets))}")
     print(dict(counts))
     return int(bool(counts["failed"] or counts["MACs differ"]))
 
