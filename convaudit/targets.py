@@ -79,18 +79,20 @@ def _torchvision(name: str, args: dict[str, Any]) -> BuiltTarget:
     accepted = inspect.signature(models.get_model_builder(name)).parameters
     extra = {"weights_backbone": None} if "weights_backbone" in accepted else {}
     built = _construct(lambda: models.get_model(name, weights=None, **{**extra, **args}))
-    built.args = _torchvision_args(name, type(built.model).__module__)
+    weights = getattr(models.get_model_weights(name), "DEFAULT", None)
+    crop = getattr(weights.transforms, "keywords", {}).get("crop_size") if weights is not None else None
+    side = crop[0] if isinstance(crop, (tuple, list)) else crop or 224
+    built.args = _torchvision_args(type(built.model).__module__, side)
     return built
 
 
-def _torchvision_args(name: str, home: str) -> tuple[Any, ...]:
-    """The sizes torchvision's own weights were evaluated at (their ``transforms`` and model pages)."""
+def _torchvision_args(home: str, side: int) -> tuple[Any, ...]:
+    """The sizes torchvision's own weights were evaluated at: ``side`` from their transforms, the rest from their pages."""
 
     def image(*shape: int) -> torch.Tensor:
         return torch.empty(shape, device="meta")
 
     if ".video" in home:
-        side = 112 if "resnet" in home else 224
         return (image(1, 3, 16, side, side),)
     if ".segmentation" in home:
         return (image(1, 3, 520, 520),)
@@ -98,7 +100,6 @@ def _torchvision_args(name: str, home: str) -> tuple[Any, ...]:
         return image(1, 3, 520, 960), image(1, 3, 520, 960)
     if ".detection" in home:
         return ([image(3, 800, 800)],)
-    side = 299 if name == "inception_v3" else 224
     return (image(1, 3, side, side),)
 
 

@@ -6,9 +6,13 @@ from collections.abc import Iterator
 from math import prod
 from typing import TYPE_CHECKING
 
+from convaudit.fc_layers import TRANSPARENT
+from convaudit.graph import CALL, shape_of
 from convaudit.rule import Example, Rule
 
 if TYPE_CHECKING:
+    from torch.fx import Node
+
     from convaudit.context import Context
     from convaudit.result import Finding
 
@@ -17,8 +21,8 @@ class ChannelsShrinkWithResolution(Rule):
     """a stage is narrower than the one before it, at a lower resolution
 
     ## What it does
-    Compares stages of a classifier (layers at one resolution): a finding where the widest map of one has fewer
-    channels than the widest of the stage before.
+    Compares stages of a classifier (layers at one resolution) by the widest map that every path passes: a finding
+    where one has fewer channels than the stage before.
 
     ## Why it matters
     Downsampling already drops three of four values; with fewer channels as well the net forgets more than it
@@ -31,7 +35,7 @@ class ChannelsShrinkWithResolution(Rule):
         as many channels or more each time the resolution halves
 
     ## Exceptions
-    Squeezes inside a stage, decoders, an autoencoder's code, DenseNet's transitions, the last convolution before the
+    Squeezes and expansions inside a stage, decoders, an autoencoder's code, DenseNet's transitions, the last convolution before the
     head.
 
     ## References
@@ -46,19 +50,19 @@ class ChannelsShrinkWithResolution(Rule):
         """At most one finding, at the first narrower stage."""
         if context.graph.status == "partial" or not context.is_classifier:
             return
-        widths: dict[tuple[int, ...], int] = {}
-        first: dict[tuple[int, ...], str] = {}
         convs = {conv.node: conv for conv in context.backbone if not conv.last}
-        for node, call in context.graph.calls:
-            if node in convs:
-                size, width = convs[node].resolution, convs[node].conv.out_channels
-                first.setdefault(size, call.layer)
-            elif call.op == "cat" and call.outputs and call.outputs[0][2:] in widths and len(call.outputs[0]) >= 4:
-                size, width = call.outputs[0][2:], call.outputs[0][1]
-            else:
+        first: dict[tuple[int, ...], str] = {}
+        for conv in convs.values():
+            first.setdefault(conv.resolution, conv.call.layer)
+        widths: dict[tuple[int, ...], int] = {}
+        for node in context.bottlenecks:
+            call, shape = node.meta.get(CALL), shape_of(node)
+            if call is None or len(shape) < 4 or shape[2:] not in first or call.op == "cat":
                 continue
-            widths[size] = max(width, widths.get(size, 0))
-        stages = [(size, widths[size]) for size in first]
+            if call.conv is not None and (node not in convs or call.conv.depthwise or self._expands(node)):
+                continue
+            widths[shape[2:]] = max(shape[1], widths.get(shape[2:], 0))
+        stages = [(size, widths[size]) for size in first if size in widths]
         for (larger, before), (smaller, after) in zip(stages, stages[1:]):
             if prod(smaller) < prod(larger) and after < before and prod(smaller) > 1:
                 yield context.finding(
@@ -68,6 +72,18 @@ class ChannelsShrinkWithResolution(Rule):
                     suggestion="keep or double the channels where the resolution halves",
                 )
                 return
+
+    def _expands(self, node: Node) -> bool:
+        """Whether a depthwise convolution reads the value: the wide middle of an inverted bottleneck."""
+        at: Node | None = node
+        while at is not None and len(at.users) == 1:
+            at = next(iter(at.users))
+            call = at.meta.get(CALL)
+            if call is None or (call.conv is not None and call.conv.depthwise):
+                return call is not None
+            if call.kind not in TRANSPARENT:
+                return False
+        return False
 
     @classmethod
     def bad(cls) -> list[Example]:
@@ -114,8 +130,15 @@ class ChannelsShrinkWithResolution(Rule):
             code = [nn.Conv2d(3, 64, 3, 2, 1), nn.Conv2d(64, 8, 3, 2, 1)]
             return nn.Sequential(*code, nn.ConvTranspose2d(8, 64, 2, 2), nn.ConvTranspose2d(64, 3, 2, 2))
 
+        def inverted() -> nn.Module:
+            wide = [nn.Conv2d(16, 96, 1), nn.ReLU(), nn.Conv2d(96, 96, 3, 2, 1, groups=96), nn.Conv2d(96, 24, 1)]
+            return nn.Sequential(
+                nn.Conv2d(3, 16, 3), *wide, nn.Conv2d(24, 24, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+            )
+
         image = ((1, 3, 64, 64),)
         return [
+            Example(inverted, image, "the wide middle of an inverted bottleneck"),
             Example(lambda: _net(32, 64, 64, 128), image, "never narrower"),
             Example(lambda: _net(32, 64, 128, 32), image, "the last convolution before the head"),
             Example(squeezed, image, "a squeeze inside a stage"),

@@ -52,8 +52,8 @@ class ReceptiveFieldExceedsInput(Rule):
         idle: dict[str, tuple[float, ...]] = {}
         parameters = context.graph.parameters
         for conv in context.backbone:
-            if conv.node in context.outputs:
-                continue
+            if conv.node in context.outputs or set(conv.resolution) == {1}:
+                continue  # the head, or a Linear written as a convolution
             held[conv.call.layer] = sum(parameters[p].numel() for p in conv.call.parameters if p in parameters)
             source = main_input(conv.node)
             field = context.receptive_fields.get(source) if source is not None else None

@@ -32,7 +32,7 @@ class ReceptiveFieldTooSmall(Rule):
         another 3×3 stage behind a stride, or dilation
 
     ## Exceptions
-    A flattened map (the Linear sees it all), attention or recurrence before, outputs per pixel, single scores.
+    A flattened map (the Linear sees it all), attention, recurrence or windows before, outputs per pixel, single scores.
 
     ## References
     Araujo, Norris, Sim 2019, Computing Receptive Fields of Convolutional Neural Networks, Distill, section "Theory".
@@ -47,6 +47,8 @@ class ReceptiveFieldTooSmall(Rule):
         """At most one finding."""
         image = context.image_size
         if context.graph.status == "partial" or not context.is_classifier or len(image) < 2:
+            return
+        if self._rearranges(context):
             return
         if all(shape[-1] == 1 for shape in context.output_shapes if shape):
             return
@@ -68,6 +70,14 @@ class ReceptiveFieldTooSmall(Rule):
             evidence={"receptive_field": [int(extent) for extent in field.large], "input": list(image)},
             suggestion="another stage behind a stride, or dilation, before the pooling",
         )
+
+    def _rearranges(self, context: Context) -> bool:
+        """Whether maps are cut into windows or patches and put together again: no receptive field describes that."""
+        cut = any(call.op in ("unfold", "fold", "im2col", "col2im") for _, call in context.graph.calls)
+        labels = (
+            [label for axis in layout for label in axis if label[0] == "S"] for layout in context.layouts.values()
+        )
+        return cut or any(len(found) > len(set(found)) for found in labels)
 
     def _last_global_pool(self, context: Context) -> Node | None:
         """The pooling that makes a vector of the last map, off gates."""
