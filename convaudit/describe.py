@@ -70,7 +70,10 @@ _POSITIONAL = {
     "amin": ("dim", "keepdim"), "var": ("dim",), "unbind": ("dim",), "stack": ("dim",), "logsumexp": ("dim", "keepdim"),
     "max": ("dim", "keepdim"), "cat": (), "softmax": ("dim",), "flatten": ("start_dim", "end_dim"), "dropout": ("p", "training"),
     "interpolate": ("size", "scale_factor", "mode"), "permute": ("dims",), "transpose": ("dim0", "dim1"), "squeeze": ("dim",),
-    "unsqueeze": ("dim",), "batch_norm": ("running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
+    "layer_norm": ("normalized_shape", "weight", "bias", "eps"), "group_norm": ("num_groups", "weight", "bias", "eps"),
+    "instance_norm": ("running_mean", "running_var", "weight", "bias", "use_input_stats", "momentum", "eps"),
+    "dropout1d": ("p", "training"), "dropout2d": ("p", "training"), "dropout3d": ("p", "training"),
+    "alpha_dropout": ("p", "training"), "unsqueeze": ("dim",), "batch_norm": ("running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
 }  # fmt: skip
 _CONV_NAMES = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _TRANSPOSE_NAMES = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
@@ -161,7 +164,7 @@ def describe(
         k: v for k, v in kwargs.items() if k in _KEPT or k in ("groups", "keepdim", "training", "dims", "dim0", "dim1")
     }
     if op in _POSITIONAL:
-        scalars.update(zip(_POSITIONAL[op], args[1:]))
+        scalars.update((name, value) for name, value in zip(_POSITIONAL[op], args[1:]) if not isinstance(value, Tensor))
     if op == "einsum":
         scalars["equation"] = args[0]
     call = Call(

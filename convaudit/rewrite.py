@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from typing import Any
 
@@ -48,6 +49,22 @@ class Rewrite:
         if not modules:
             self._changed.update(value.users)
         self.graph.erase_node(at)
+
+    def drop_bias(self, node: Node) -> None:
+        """Leave out the bias of the conv or linear layer ``node`` calls."""
+        at = self._copy[node]
+        if at.op == "call_module":
+            module = copy.copy(self.root[str(at.target)])
+            module.__dict__["_parameters"] = {**module._parameters, "bias": None}
+            self.root[f"{at.target}:no_bias"] = module
+            at.target = f"{at.target}:no_bias"
+            self._changed.add(at)
+            return
+        bias = at.args[2] if len(at.args) > 2 else at.kwargs.get("bias")
+        at.args = (*at.args[:2], None, *at.args[3:]) if len(at.args) > 2 else at.args
+        at.kwargs = {**at.kwargs, "bias": None} if "bias" in at.kwargs else at.kwargs
+        if isinstance(bias, Node) and not bias.users:
+            self.graph.erase_node(bias)
 
     def pool(self, flatten: Flatten, size: int) -> None:
         """Pool the flattened map to ``size`` per spatial axis (adaptive average), and flatten that, channels first."""

@@ -59,6 +59,8 @@ class ChannelsShrinkWithResolution(Rule):
             call, shape = node.meta.get(CALL), shape_of(node)
             if call is None or len(shape) < 4 or shape[2:] not in first or call.op == "cat":
                 continue
+            if call.conv is None and call.kind not in ("merge", "pool"):
+                continue
             if call.conv is not None and (node not in convs or call.conv.depthwise or self._expands(node)):
                 continue
             widths[shape[2:]] = max(shape[1], widths.get(shape[2:], 0))
