@@ -180,6 +180,21 @@ class Context:
             return Retrace(shapes, [], again.problem)
         return Retrace(shapes, _output_shapes(again), None)
 
+    def trained(self) -> LayerGraph | None:
+        """The model's forward recorded in train mode, two samples at once; None where it does not run so."""
+        return self.once("trained", self._trained)  # type: ignore[no-any-return]
+
+    def _trained(self) -> LayerGraph | None:
+        from convaudit.tracer import record
+
+        def pair(t: torch.Tensor) -> torch.Tensor:
+            return torch.empty((2, *t.shape[1:]), dtype=t.dtype, device="meta") if t.dim() > 1 else t
+
+        try:
+            return record(self.graph.model, *mapped(pair)((self._args, self._kwargs)), costs=False, training=True)
+        except TargetError:
+            return None
+
     # -- findings --------------------------------------------------------------------------------------------------
 
     def finding(

@@ -75,10 +75,12 @@ def record(
     locations: dict[str, Location] | None = None,
     formulas: bool = True,
     costs: bool = True,
+    training: bool = False,
 ) -> LayerGraph:
     """:func:`trace` with the arguments already split.
 
-    ``formulas=False`` runs torch's own meta kernels throughout; ``costs=False`` leaves ``layers`` and ``totals`` empty.
+    ``formulas=False`` runs torch's own meta kernels throughout; ``costs=False`` leaves ``layers`` and ``totals`` empty;
+    ``training=True`` records the forward in train mode.
     """
     from convaudit.accounting import account
 
@@ -91,12 +93,12 @@ def record(
     infos = inputs or [
         InputInfo(list(t.shape), str(t.dtype).removeprefix("torch."), "option") for t in tensors((args, kwargs))
     ]
-    recorder = _Recorder(model, on_meta=True, formulas=formulas)
+    recorder = _Recorder(model, on_meta=True, formulas=formulas, training=training)
     try:
         problem = recorder.run(args, kwargs)
         tracer = "recorded"
     except _DataDependent as asked:
-        on_cpu = _Recorder(model, on_meta=False, formulas=False)
+        on_cpu = _Recorder(model, on_meta=False, formulas=False, training=training)
         try:
             problem = on_cpu.run(args, kwargs) or on_cpu.made_up_branch
             recorder, tracer = on_cpu, "recorded-cpu"
@@ -260,9 +262,9 @@ _MOVES = {"to", "cuda", "cpu", "type", "type_as", "xpu", "npu"}
 class _Recorder(TorchFunctionMode):
     """Records one forward pass. ``names`` and ``root`` speak in qualified names of the model."""
 
-    def __init__(self, model: nn.Module, *, on_meta: bool, formulas: bool) -> None:
+    def __init__(self, model: nn.Module, *, on_meta: bool, formulas: bool, training: bool) -> None:
         super().__init__()
-        self.model, self.on_meta, self.formulas = model, on_meta, formulas
+        self.model, self.on_meta, self.formulas, self.training = model, on_meta, formulas, training
         self.graph = Graph()
         self.root: dict[str, Any] = {}
         self.notes: list[str] = []
@@ -335,7 +337,7 @@ class _Recorder(TorchFunctionMode):
             self.names.setdefault(id(module), prefix)
             if isinstance(module, torch.jit.ScriptModule):
                 continue
-            module.__dict__["training"] = False
+            module.__dict__["training"] = self.training
             dot = f"{prefix}." if prefix else ""
             for store in (module._parameters, module._buffers):
                 for name, value in store.items():

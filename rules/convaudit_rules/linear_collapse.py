@@ -1,0 +1,179 @@
+"""CNV402 linear-collapse."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from convaudit.fc_layers import TRANSPARENT
+from convaudit.graph import CALL, main_input
+from convaudit.rule import Example, Rule
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.fx import Node
+
+    from convaudit.context import Context
+    from convaudit.graph import Call
+    from convaudit.result import Finding
+    from convaudit.rewrite import Rewrite
+
+
+@dataclass(frozen=True)
+class _Pair:
+    first: Node
+    between: tuple[Node, ...]
+    """A batch norm, or nothing."""
+    second: Node
+
+
+class LinearCollapse(Rule):
+    """two linear layers with nothing nonlinear between them
+
+    ## What it does
+    Finds pairs of convolutions (one of them 1×1 with stride 1; a BatchNorm may stand between) or of Linear layers with
+    no other reader between, whose middle is as wide as the narrower end or wider. The saving of one layer in their
+    place is measured.
+
+    ## Why it matters
+    A product of matrices is a matrix: the pair computes what one layer of the outer widths can.
+
+    ## Example
+        nn.Linear(512, 4096), nn.Linear(4096, 10)
+
+    ## Use instead
+        nn.Linear(512, 10), or an activation between
+
+    ## Exceptions
+    A narrow middle (low rank), depthwise and grouped convolutions and MobileNetV2's linear bottlenecks behind them, pairs of which neither is 1×1, anything between
+    but a BatchNorm, a reshape, a second reader.
+
+    ## References
+    Ding et al. 2021, Diverse Branch Block, arXiv:2103.13425, section 3.2, transforms I and III (a sequence of convolutions as one).
+    """
+
+    code = "CNV402"
+    name = "linear-collapse"
+    changes_state_dict = True
+
+    def check(self, context: Context) -> Iterator[Finding]:
+        """One finding for the model, with all pairs."""
+        pairs: list[_Pair] = []
+        taken: set[Node] = set()
+        calls: dict[str, int] = {}
+        for _, call in context.graph.calls:
+            calls[call.layer] = calls.get(call.layer, 0) + (call.kind in ("conv", "linear"))
+        for node, call in context.graph.calls:
+            pair = self._pair(node, call) if node not in taken and calls[call.layer] == 1 else None
+            if pair is not None and calls[pair.second.meta[CALL].layer] == 1:
+                pairs.append(pair)
+                taken.update((pair.first, pair.second))
+        if not pairs:
+            return
+
+        def rewrite(attempt: Rewrite) -> None:
+            for pair in pairs:
+                attempt.replace(pair.first, [])
+                for node in pair.between:
+                    attempt.replace(node, [])
+                attempt.replace(pair.second, [merged(pair.first.meta[CALL], pair.second.meta[CALL])])
+
+        saving = context.prove("collapse", rewrite)
+        saves = saving is not None and saving.parameters[1] < saving.parameters[0]
+        first, second = pairs[0].first.meta[CALL], pairs[0].second.meta[CALL]
+        more = f" (and {len(pairs) - 1} more such pairs)" if len(pairs) > 1 else ""
+        yield context.finding(
+            f"{first.layer} and {second.layer} have nothing nonlinear between them: together they are one layer{more}",
+            [layer for pair in pairs for layer in (pair.first.meta[CALL].layer, pair.second.meta[CALL].layer)],
+            severity=None if saves else "info",
+            saving=saving if saves else None,
+            evidence={"pairs": [[p.first.meta[CALL].layer, p.second.meta[CALL].layer] for p in pairs]},
+            suggestion="one layer in their place, or an activation between",
+        )
+
+    def _pair(self, node: Node, call: Call) -> _Pair | None:
+        if call.kind not in ("conv", "linear") or len(node.users) != 1 or call.from_weights or node.op != "call_module":
+            return None
+        reader, between = next(iter(node.users)), []
+        after: Call | None = reader.meta.get(CALL)
+        if call.conv is not None and after is not None and after.op == "batch_norm" and len(reader.users) == 1:
+            between, reader = [reader], next(iter(reader.users))
+            after = reader.meta.get(CALL)
+        if after is None or reader.op != "call_module" or main_input(reader) is not (between or [node])[0]:
+            return None
+        if call.linear is not None and after.linear is not None:
+            narrow = min(call.linear[0], after.linear[1])
+            return _Pair(node, (), reader) if call.linear[1] >= narrow else None
+        a, b = call.conv, after.conv
+        if a is None or b is None or a.groups > 1 or b.groups > 1 or len(a.kernel) != len(b.kernel):
+            return None
+        pointwise = [set(c.kernel) == set(c.stride) == {1} and not any(map(any, c.padding)) for c in (a, b)]
+        if not any(pointwise) or a.out_channels < min(a.in_channels, b.out_channels) or self._behind_depthwise(node):
+            return None
+        return _Pair(node, tuple(between), reader)
+
+    def _behind_depthwise(self, node: Node) -> bool:
+        """Whether the layer projects a depthwise convolution's output: MobileNetV2's linear bottleneck."""
+        at = main_input(node)
+        while at is not None:
+            call: Call | None = at.meta.get(CALL)
+            if call is None or call.conv is not None:
+                return call is not None and call.conv is not None and call.conv.depthwise
+            if call.kind not in (*TRANSPARENT, "merge"):
+                return False
+            at = main_input(at)
+        return False
+
+    @classmethod
+    def bad(cls) -> list[Example]:
+        """Linear on Linear; 3×3 and 1×1; through a BatchNorm; 1×1 and transposed."""
+        from torch import nn
+
+        image = ((1, 8, 8, 8),)
+        return [
+            Example(lambda: nn.Sequential(nn.Linear(8, 64), nn.Linear(64, 8)), ((1, 8),), "Linear"),
+            Example(lambda: nn.Sequential(nn.Conv2d(8, 64, 3), nn.Conv2d(64, 8, 1)), image, "conv"),
+            Example(lambda: nn.Sequential(nn.Conv2d(8, 64, 1), nn.BatchNorm2d(64), nn.Conv2d(64, 8, 3)), image, "through a BatchNorm"),
+            Example(lambda: nn.Sequential(nn.Conv2d(8, 64, 1), nn.ConvTranspose2d(64, 8, 4, 2, 1)), image, "transposed"),
+        ]  # fmt: skip
+
+    @classmethod
+    def good(cls) -> list[Example]:
+        """One guard each."""
+        from torch import nn
+
+        image = ((1, 8, 8, 8),)
+        depthwise = nn.Conv2d(8, 8, 3, groups=8)
+        return [
+            Example(lambda: nn.Sequential(nn.Linear(64, 8), nn.Linear(8, 64)), ((1, 64),), "a narrow middle"),
+            Example(lambda: nn.Sequential(depthwise, nn.Conv2d(8, 64, 1)), image, "depthwise and pointwise"),
+            Example(lambda: nn.Sequential(depthwise, nn.Conv2d(8, 8, 1), nn.Conv2d(8, 64, 1)), image, "a linear bottleneck"),
+            Example(lambda: nn.Sequential(nn.Conv2d(8, 8, (3, 1)), nn.Conv2d(8, 8, (1, 3))), image, "k×1 and 1×k"),
+            Example(lambda: nn.Sequential(nn.Conv2d(8, 64, 3), nn.ReLU(), nn.Conv2d(64, 8, 1)), image, "an activation"),
+            Example(lambda: nn.Sequential(nn.Conv2d(8, 64, 3), nn.Upsample(scale_factor=2), nn.Conv2d(64, 8, 1)), image, "upsampling"),
+            Example(lambda: nn.Sequential(nn.Linear(8, 64), nn.Dropout(0.5), nn.Linear(64, 8)), ((1, 8),), "Dropout"),
+        ]  # fmt: skip
+
+
+def merged(first: Call, second: Call) -> nn.Module:
+    """One layer on meta that computes what the two do, bias included where either has one."""
+    from torch import nn
+
+    bias = first.biased or second.biased
+    if first.linear is not None and second.linear is not None:
+        return nn.Linear(first.linear[0], second.linear[1], bias, device="meta")
+    a, b = first.conv, second.conv
+    assert a is not None
+    assert b is not None
+    shape = a if set(b.kernel) == set(b.stride) == {1} else b
+    kinds = (
+        (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+        if shape.transposed
+        else (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    )
+    make: type[nn.Module] = kinds[len(shape.kernel) - 1]
+    return make(
+        a.in_channels, b.out_channels, shape.kernel, stride=shape.stride, padding=tuple(low for low, _ in shape.padding),
+        dilation=shape.dilation, bias=bias, device="meta",
+    )  # fmt: skip
