@@ -50,7 +50,8 @@ LEAVES: dict[type[nn.Module], tuple[str, str]] = {
         "recurrent": {"LSTM": "lstm", "GRU": "gru", "RNN": "rnn", "LSTMCell": "lstmcell", "GRUCell": "grucell", "RNNCell": "rnncell"},
         "embedding": {"Embedding": "embedding", "EmbeddingBag": "embedding_bag"},
         "upsample": {"Upsample": "interpolate", "PixelShuffle": "pixel_shuffle", "PixelUnshuffle": "pixel_unshuffle"},
-        "reshape": {"Flatten": "flatten", "Unflatten": "unflatten", "Identity": "identity", "ZeroPad2d": "pad", "ReflectionPad2d": "pad", "ReplicationPad2d": "pad", "ConstantPad2d": "pad"},
+        "elementwise": {"Identity": "identity"},
+        "reshape": {"Flatten": "flatten", "Unflatten": "unflatten", "ZeroPad2d": "pad", "ReflectionPad2d": "pad", "ReplicationPad2d": "pad", "ConstantPad2d": "pad"},
     }.items()
     for name, op in table.items()
     if hasattr(nn, name)

@@ -33,7 +33,7 @@ KIND: dict[str, str] = {
         "reduce": "mean sum prod amax amin max min aminmax std var std_mean var_mean norm vector_norm linalg_vector_norm "
         "linalg_norm matrix_norm logsumexp all any argmax argmin median mode quantile count_nonzero nanmean nansum kthvalue",
         "merge": "add mul sub div cat stack maximum minimum hstack vstack dstack column_stack addcmul addcdiv lerp where",
-        "elementwise": "rsub pow sqrt rsqrt square expm1 exp2 log log2 log10 log1p tan asin acos atan atan2 sinh cosh "
+        "elementwise": "identity rsub pow sqrt rsqrt square expm1 exp2 log log2 log10 log1p tan asin acos atan atan2 sinh cosh "
         "asinh acosh atanh abs neg sign sgn floor ceil round trunc frac fix fmod remainder mod floordiv floor_divide "
         "reciprocal erfinv erfc cumsum cumprod cummax cummin masked_fill masked_scatter logical_and logical_or "
         "logical_not logical_xor bitwise_and bitwise_or bitwise_not bitwise_xor and or xor invert eq ne lt le gt ge "
@@ -41,7 +41,8 @@ KIND: dict[str, str] = {
         "sinc nan_to_num diff half double bfloat16 long int bool short char byte copy fill zero setitem hypot logit xlogy "
         "deg2rad rad2deg bucketize searchsorted affine_grid complex polar angle float_power i0 lgamma digamma true_divide "
         "weight_norm weight_norm_interface",
-        "reshape": " ".join(sorted(ALIASING)) + " pad roll repeat tile clone gather scatter scatter_add scatter_reduce "
+        "reshape": " ".join(sorted(ALIASING - {"identity"}))
+        + " pad roll repeat tile clone gather scatter scatter_add scatter_reduce "
         "index_select index_add index_copy index_put index_fill take take_along_dim flip fliplr flipud rot90 "
         "repeat_interleave channel_shuffle native_channel_shuffle pixel_shuffle pixel_unshuffle fold im2col col2im masked_select "
         "tril triu diag diag_embed block_diag meshgrid cartesian_prod combinations nonzero unique unique_consecutive",

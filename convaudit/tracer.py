@@ -131,7 +131,7 @@ def evaluate(node: Node, root: dict[str, Any], args: tuple[Any, ...], kwargs: di
     with torch.no_grad():
         if node.op == "call_module":
             with _FormulaMode():
-                return root[str(node.target)].forward(*args, **kwargs)
+                return _on_meta(root[str(node.target)]).forward(*args, **kwargs)
         if node.op == "call_method":
             function: Any = getattr(Tensor, str(node.target))
         else:
@@ -139,6 +139,17 @@ def evaluate(node: Node, root: dict[str, Any], args: tuple[Any, ...], kwargs: di
         if function in _constructors():
             kwargs = {**kwargs, "device": META}
         return _run(function, args, kwargs)
+
+
+def _on_meta(module: nn.Module) -> nn.Module:
+    """A shallow copy in eval mode whose parameters and buffers are on meta."""
+    made = copy.copy(module)
+    made.__dict__["training"] = False
+    for name in ("_parameters", "_buffers"):
+        store = module.__dict__[name]
+        made.__dict__[name] = {k: None if t is None else torch.empty_like(t, device=META) for k, t in store.items()}
+    made.__dict__["_modules"] = {k: None if m is None else _on_meta(m) for k, m in module._modules.items()}
+    return made
 
 
 def build_graph_module(layers: LayerGraph) -> GraphModule:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from math import prod
 from typing import TYPE_CHECKING
 
-from convaudit.fc_layers import TRANSPARENT
-from convaudit.graph import CALL, shape_of
+from convaudit.fc_layers import TRANSPARENT, untouched
+from convaudit.graph import CALL, main_input, shape_of
 from convaudit.rule import Example, Rule
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ class ChannelsShrinkWithResolution(Rule):
     """a stage is narrower than the one before it, at a lower resolution
 
     ## What it does
-    Compares stages of a classifier (layers at one resolution) by the widest map that every path passes: a finding
+    Compares stages of a classifier (layers at one resolution) by the last map that every path passes: a finding
     where one has fewer channels than the stage before.
 
     ## Why it matters
@@ -35,7 +35,7 @@ class ChannelsShrinkWithResolution(Rule):
         as many channels or more each time the resolution halves
 
     ## Exceptions
-    Squeezes and expansions inside a stage, decoders, an autoencoder's code, DenseNet's transitions, the last convolution before the
+    The stem, squeezes and expansions inside a stage, decoders, an autoencoder's code, DenseNet's transitions, the last convolution before the
     head.
 
     ## References
@@ -50,7 +50,7 @@ class ChannelsShrinkWithResolution(Rule):
         """At most one finding, at the first narrower stage."""
         if context.graph.status == "partial" or not context.is_classifier:
             return
-        convs = {conv.node: conv for conv in context.backbone if not conv.last}
+        convs = {conv.node: conv for conv in context.backbone if not conv.last and not self._stem(conv.node)}
         first: dict[tuple[int, ...], str] = {}
         for conv in convs.values():
             first.setdefault(conv.resolution, conv.call.layer)
@@ -63,7 +63,7 @@ class ChannelsShrinkWithResolution(Rule):
                 continue
             if call.conv is not None and (node not in convs or call.conv.depthwise or self._expands(node)):
                 continue
-            widths[shape[2:]] = max(shape[1], widths.get(shape[2:], 0))
+            widths[shape[2:]] = shape[1]
         stages = [(size, widths[size]) for size in first if size in widths]
         for (larger, before), (smaller, after) in zip(stages, stages[1:]):
             if prod(smaller) < prod(larger) and after < before and prod(smaller) > 1:
@@ -75,6 +75,10 @@ class ChannelsShrinkWithResolution(Rule):
                 )
                 return
 
+    def _stem(self, node: Node) -> bool:
+        source = main_input(node)
+        return source is not None and untouched(source)
+
     def _expands(self, node: Node) -> bool:
         """Whether a depthwise convolution reads the value: the wide middle of an inverted bottleneck."""
         at: Node | None = node
@@ -83,7 +87,7 @@ class ChannelsShrinkWithResolution(Rule):
             call = at.meta.get(CALL)
             if call is None or (call.conv is not None and call.conv.depthwise):
                 return call is not None
-            if call.kind not in TRANSPARENT:
+            if call.kind not in TRANSPARENT and call.op != "pad":
                 return False
         return False
 

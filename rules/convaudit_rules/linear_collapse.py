@@ -115,14 +115,14 @@ class LinearCollapse(Rule):
 
     def _behind_depthwise(self, node: Node) -> bool:
         """Whether the layer projects a depthwise convolution's output: MobileNetV2's linear bottleneck."""
-        at = main_input(node)
-        while at is not None:
-            call: Call | None = at.meta.get(CALL)
-            if call is None or call.conv is not None:
-                return call is not None and call.conv is not None and call.conv.depthwise
-            if call.kind not in (*TRANSPARENT, "merge"):
-                return False
-            at = main_input(at)
+        queue = [node]
+        while queue:
+            for source in queue.pop().all_input_nodes:
+                call: Call | None = source.meta.get(CALL)
+                if call is not None and call.conv is not None and call.conv.depthwise:
+                    return True
+                if call is not None and call.kind in (*TRANSPARENT, "merge"):
+                    queue.append(source)
         return False
 
     @classmethod
