@@ -83,6 +83,8 @@ def _through(node: Node, call: Call, known: list[Node], found: dict[Node, Layout
     layout, shape = found[source], shape_of(source)
     if call.kind in ("conv", "upsample", "pool"):
         same = layout if len(layout) == value.dim() else _guess(value)
+        grown = [i > 1 and not axis and value.shape[i] > 1 for i, axis in enumerate(same)]  # from one pixel to many
+        same = tuple(frozenset({f"S{i - 2}"}) if new else axis for i, (axis, new) in enumerate(zip(same, grown)))
         return tuple(_C if i == 1 and call.kind == "conv" else axis for i, axis in enumerate(same))
     if call.kind == "linear" or (call.kind == "matmul" and len(known) == 1):
         return (*layout[:-1], _C)

@@ -61,7 +61,9 @@ class ChannelsShrinkWithResolution(Rule):
                 continue
             if call.conv is None and call.kind not in ("merge", "pool"):
                 continue
-            if call.conv is not None and (node not in convs or call.conv.depthwise or self._expands(node)):
+            conv = call.conv
+            widens = conv is not None and conv.out_channels > conv.in_channels
+            if conv is not None and (node not in convs or conv.depthwise or (widens and self._feeds_grouped(node))):
                 continue
             widths[shape[2:]] = shape[1]
         stages = [(size, widths[size]) for size in first if size in widths]
@@ -79,13 +81,13 @@ class ChannelsShrinkWithResolution(Rule):
         source = main_input(node)
         return source is not None and untouched(source)
 
-    def _expands(self, node: Node) -> bool:
-        """Whether a depthwise convolution reads the value: the wide middle of an inverted bottleneck."""
+    def _feeds_grouped(self, node: Node) -> bool:
+        """Whether a depthwise or grouped convolution reads the value: the wide middle of an inverted bottleneck."""
         at: Node | None = node
         while at is not None and len(at.users) == 1:
             at = next(iter(at.users))
             call = at.meta.get(CALL)
-            if call is None or (call.conv is not None and call.conv.depthwise):
+            if call is None or (call.conv is not None and call.conv.groups > 1):
                 return call is not None
             if call.kind not in TRANSPARENT and call.op != "pad":
                 return False
