@@ -3,7 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint zoo bench
+LABELS ?= ../shared/labels
+
+.PHONY: demo test lint zoo bench labels
 demo: .venv/.demo
 	$(BIN)/convaudit demo
 
@@ -18,6 +20,9 @@ lint: .venv/.test
 bench: .venv/.test
 	$(PIP) torchinfo ptflops thop
 	$(BIN)/python tests/benchmarks/bench.py
+
+labels: .venv/.demo
+	$(BIN)/python $(LABELS)/score.py $(BIN)/convaudit
 
 zoo: .venv/.demo
 	$(BIN)/python tests/support/zoo.py

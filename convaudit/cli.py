@@ -12,14 +12,15 @@ import click
 from convaudit import __version__
 from convaudit.calc import calc
 from convaudit.demo import demo
-from convaudit.errors import ConvauditError, UsageError
+from convaudit.errors import ConvauditError
+from convaudit.explain import rule
 from convaudit.session import audit_options, run, settings_of
 from convaudit.settings import FAIL_ON, AuditSettings
 from convaudit.show import show
 
 
-class _Command(click.Command):
-    """A command whose ConvauditErrors are one line on stderr and exit code 2."""
+class _Group(click.Group):
+    """Commands whose ConvauditErrors are one line on stderr and exit code 2."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -27,10 +28,6 @@ class _Command(click.Command):
         except ConvauditError as error:
             click.echo(f"convaudit: {error}", err=True)
             ctx.exit(error.exit_code)
-
-
-class _Group(click.Group):
-    command_class = _Command
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -139,25 +136,5 @@ def _named_targets(targets: tuple[str, ...], settings: AuditSettings) -> tuple[l
     return named, lost
 
 
-@cli.command()
-@click.argument("code", required=False)
-def rule(code: str | None) -> None:
-    """Explain a rule; without a code, list all."""
-    from convaudit import registry
-
-    rules = registry.rules()
-    if code is None:
-        for known, found in rules.items():
-            click.echo(f"{known}  {found.name:<28} {found.severity:<8} {found.title()}")
-        return
-    chosen = next((r for c, r in rules.items() if code in (c, r.name)), None)
-    if chosen is None:
-        import difflib
-
-        near = difflib.get_close_matches(code, list(rules), 1, 0.4)
-        raise UsageError(f"no rule {code!r}" + (f"; the nearest is {near[0]}" if near else ""))
-    click.echo(f"{chosen.code} {chosen.name} ({chosen.severity})\n\n{chosen.documentation()}")
-
-
-for _command in (show, calc, demo):
+for _command in (show, rule, calc, demo):
     cli.add_command(_command)

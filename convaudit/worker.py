@@ -68,7 +68,7 @@ def _answer(request: dict[str, object]) -> object:
     target = str(request["target"])
     sys.argv = [target]
     try:
-        return _audit(target, request)
+        return _example(target, request) if request.get("rule_example") else _audit(target, request)
     except TargetError as error:
         failure = TargetFailure(error.step, error.kind, str(error), error.path, error.line)
     except ConvauditError as error:
@@ -78,6 +78,27 @@ def _answer(request: dict[str, object]) -> object:
             raise
         failure = TargetFailure("trace", type(error).__name__, f"convaudit broke on {target}: {error!r}", None, None)
     return failed_target(target, failure)
+
+
+def _example(code: str, request: dict[str, object]) -> object:
+    """The audit of a rule's own first BAD example."""
+    from typing import Any, cast
+
+    import torch
+
+    from convaudit import registry
+    from convaudit.engine import audit_model
+    from convaudit.errors import TargetError
+    from convaudit.settings import AuditSettings, TargetSettings
+
+    examples = registry.rules()[code].bad()
+    if not examples:
+        raise TargetError("construct", f"{code} has no example to run", kind="LookupError")
+    given = cast("dict[str, Any]", request["settings"])
+    settings = AuditSettings(**{**given, "here": TargetSettings()})
+    with torch.no_grad():
+        args = tuple(torch.empty(shape, device="meta") for shape in examples[0].inputs)
+        return audit_model(examples[0].build(), args, {}, target=code, settings=settings)
 
 
 def _audit(target: str, request: dict[str, object]) -> object:

@@ -1,0 +1,100 @@
+"""``convaudit rule``: list the rules, explain one and run its own example, write the documentation pages."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from pathlib import Path
+
+import click
+
+from convaudit.errors import UsageError
+from convaudit.result import RULE_SET
+from convaudit.rule import Rule
+
+
+@click.command()
+@click.argument("code", required=False)
+@click.option("--format", "format_name", type=click.Choice(["text", "md"]), default="text", show_default=True)
+@click.option(
+    "--output-dir", type=click.Path(path_type=Path), help="With --format md: write a page for each rule there."
+)
+def rule(code: str | None, format_name: str, output_dir: Path | None) -> None:
+    """Explain a rule and run its own example; without a code, list all."""
+    from convaudit import registry
+
+    rules = registry.rules()
+    if format_name == "md" and code is None:
+        _write_pages(rules, output_dir or Path("docs/rules"))
+        return
+    if code is None:
+        for known, found in rules.items():
+            state = "on " if found.default else "off"
+            click.echo(f"{known}  {found.name:<32} {found.severity:<8} {RULE_SET}  {state}  {found.title()}")
+        return
+    chosen = next((r for c, r in rules.items() if code in (c, r.name)), None)
+    if chosen is None:
+        near = difflib.get_close_matches(code, [*rules, *(r.name for r in rules.values())], 1, 0.4)
+        raise UsageError(f"no rule {code!r}" + (f"; the nearest is {near[0]}" if near else ""))
+    if format_name == "md":
+        click.echo(page(chosen), nl=False)
+        return
+    click.echo(f"{chosen.code} {chosen.name} ({chosen.severity})\n\n{chosen.documentation()}")
+    _run_example(chosen)
+
+
+def page(found: type[Rule]) -> str:
+    """The documentation page of one rule, in Markdown."""
+    options = dataclasses.fields(found.options)
+    lines = [
+        f"# {found.name} ({found.code})",
+        "",
+        f"Default severity: {found.severity}, " + ("on." if found.default else "off."),
+    ]
+    if found.changes_state_dict is not None:
+        lines[-1] += f" Taking the advice {'changes' if found.changes_state_dict else 'keeps'} the state_dict."
+    lines += ["", found.documentation()]
+    if options:
+        lines += ["", "## Options", ""]
+        lines += [f"- `{option.name.replace('_', '-')}` (default {option.default})" for option in options]
+    return "\n".join(lines) + "\n"
+
+
+def _write_pages(rules: dict[str, type[Rule]], folder: Path) -> None:
+    from convaudit import output
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for code, found in rules.items():
+        output.write(folder / f"{code}.md", page(found))
+    index = [f"- [{code}]({code}.md) {found.name}: {found.title()}" for code, found in rules.items()]
+    output.write(folder / "README.md", "# Rules\n\n" + "\n".join(index) + "\n")
+    click.echo(f"wrote {len(rules)} pages to {folder}")
+
+
+def _run_example(found: type[Rule]) -> None:
+    """The rule's first BAD example, audited in a worker: its finding and what the advice saves."""
+    from convaudit.pool import Pool
+    from convaudit.session import ask
+    from convaudit.settings import AuditSettings
+
+    settings = dataclasses.asdict(AuditSettings(select=[found.code], dataset_size=1000))
+    pool = Pool(1)
+    try:
+        result = ask(pool, [{"target": found.code, "rule_example": True, "settings": settings}], 60.0)
+    finally:
+        pool.close()
+    target = result.targets[0]
+    if target.error is not None and target.error.type == "LookupError":
+        return  # a rule about the audit itself
+    if target.error is not None:
+        click.echo(f"\nIts own example was not run: {target.error.message}")
+        return
+    for finding in target.findings:
+        click.echo(f"\nOn its own example it says: {finding.severity}: {finding.message}")
+        if finding.saving is not None:
+            before, after = finding.saving.parameters
+            macs = finding.saving.macs
+            spent = f", MACs {macs[0]:,} → {macs[1]:,}" if macs else ""
+            click.echo(f"  {finding.suggestion}: parameters {before:,} → {after:,}{spent}")
+        elif finding.suggestion:
+            click.echo(f"  {finding.suggestion}")
