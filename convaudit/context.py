@@ -195,6 +195,12 @@ class Context:
         except TargetError:
             return None
 
+    def backward_error(self) -> str | None:
+        """Autograd's complaint about a write in place when the model is trained (:mod:`convaudit.backward`)."""
+        from convaudit.backward import backward_error
+
+        return self.once("backward_error", lambda: backward_error(self.graph, self._args, self._kwargs))  # type: ignore[no-any-return]
+
     # -- findings --------------------------------------------------------------------------------------------------
 
     def finding(
