@@ -59,7 +59,7 @@ def check(
     jobs: int, no_cache: bool, statistics: bool, show_settings: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Audit models: model.py:Net, package.module:factory, timm:NAME, torchvision:NAME."""
-    from convaudit import output
+    from convaudit import output, registry
     from convaudit.pool import Pool
 
     if show_settings:
@@ -75,6 +75,8 @@ def check(
         for path in outputs:
             output.check_writable(path)
         named, lost = _named_targets(targets, settings)
+        for problem in registry.load_problems():
+            click.echo(f"convaudit: {problem}", err=True)
         result = run(pool, named, settings, options)
     except KeyboardInterrupt:
         click.echo("convaudit: interrupted", err=True)

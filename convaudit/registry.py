@@ -14,6 +14,12 @@ LOAD_PROBLEMS: list[str] = []
 """One line for each plugin that could not be loaded, filled by the two functions below."""
 
 
+def load_problems() -> list[str]:
+    """One line for each third party's rule or report that could not be loaded."""
+    rules(), reports()
+    return LOAD_PROBLEMS
+
+
 @functools.cache
 def rules() -> dict[str, type[Rule]]:
     """All rules by code, sorted. Third parties add theirs through the entry-point group ``convaudit.rules``

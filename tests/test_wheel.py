@@ -23,6 +23,7 @@ version = "1"
 [project.entry-points."convaudit.rules"]
 ACME001 = "house_rules:NoTanh"
 ACME002 = "house_rules:Broken"
+ACME003 = "house_rules:Missing"
 [project.entry-points."convaudit.reports"]
 lines = "house_rules:Lines"
 """,
@@ -108,5 +109,6 @@ def test_with_torch_and_plugins(bare: Path) -> None:
     assert "ACME002" in findings["CNV001"]["message"]
     assert "lost" in findings["CNV001"]["message"]
     assert (bare / "out.lines").read_text() == "net.py:net 2\n"
+    assert "plugin 'ACME003' (house_rules:Missing) could not be loaded" in done.stderr
     assert "ACME001" in run(bare, "rule").stdout
     assert done.returncode == 1
