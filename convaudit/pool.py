@@ -19,6 +19,9 @@ import msgspec
 
 from convaudit.result import TargetFailure, TargetResult, failed_target
 
+_HOME = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_START = "import sys; sys.path[:1] = []; sys.path.append(sys.argv[1]); from convaudit.worker import main; main()"
+"""Without the working directory on ``sys.path``: what lies there must not stand in for the worker's own modules."""
 _START_LIMIT = 120.0  # seconds that a worker may take to import torch
 
 
@@ -28,7 +31,7 @@ class Worker:
     def __init__(self) -> None:
         self.ready = False
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "convaudit.worker"],
+            [sys.executable, "-c", _START, _HOME],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,

@@ -100,6 +100,22 @@ def test_a_timeout_costs_its_own_target_only(folder: Path) -> None:
     assert marked(folder) == []
 
 
+def test_files_of_the_working_directory_do_not_stand_in_for_modules(folder: Path) -> None:
+    for name in ("json.py", "queue.py", "msgspec.py", "convaudit.py"):
+        (folder / name).write_text("raise SystemExit('the wrong module')\n")
+    script = Path(sys.executable).with_name("convaudit")
+    done = subprocess.run(
+        [str(script), "check", "nets.py:Net", "--input", "1,3,8,8"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert "224 parameters" in done.stdout
+
+
 def test_two_files_of_one_name_are_two_worlds(folder: Path) -> None:
     for name, width in (("a", 8), ("b", 16)):
         (folder / name).mkdir()
