@@ -68,12 +68,14 @@ class CostHotspot(Rule):
         for row in rows:
             macs[row.name] = macs.get(row.name, 0) + (row.macs or 0)
             parameters[row.name] = parameters.get(row.name, 0) + row.parameters
-            outputs[row.name] = max(outputs.get(row.name, 0), row.activation_bytes or 0)
+            if row.kind != "reshape":  # a pad is no layer to change
+                outputs[row.name] = max(outputs.get(row.name, 0), row.activation_bytes or 0)
         shares: dict[str, dict[str, float]] = {}
+        memory = "peak activation bytes"
         for what, held, total in (
             ("parameters", parameters, totals.parameters),
             ("MACs", macs, totals.macs),
-            ("peak activation bytes", outputs, totals.peak_activation_bytes),
+            (memory, outputs, totals.peak_activation_bytes),
         ):
             for name, amount in held.items():
                 share = amount / total if total else 0.0
@@ -82,7 +84,8 @@ class CostHotspot(Rule):
                     shares.setdefault(name, {})[what] = share
         if not shares:
             return
-        layers = sorted(shares, key=lambda name: -max(shares[name].values()))
+        # what is paid in weights and work first
+        layers = sorted(shares, key=lambda name: (set(shares[name]) == {memory}, -max(shares[name].values())))
         told = [f"{share:.0%} of the {what}" for what, share in shares[layers[0]].items()]
         more = f" (and {len(layers) - 1} more such layer{'s' * (len(layers) > 2)})" if len(layers) > 1 else ""
         yield context.finding(
