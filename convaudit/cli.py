@@ -78,6 +78,8 @@ def check(
         for problem in registry.load_problems():
             click.echo(f"convaudit: {problem}", err=True)
         result = run(pool, named, settings, options)
+        if not settings.strict:
+            result = _without_unbuilt(result, set(named) - set(targets))
     except KeyboardInterrupt:
         click.echo("convaudit: interrupted", err=True)
         sys.exit(130)
@@ -86,7 +88,9 @@ def check(
     for path, writer in writers:
         output.write(path, writer.render(result))
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    if statistics:
+    if not result.targets and format_name == "text":
+        text = ""
+    elif statistics:
         text = _statistics(result)
     else:
         text = report.render(result, color=colour, show_info=show_what == "info", quiet=quiet)
@@ -97,6 +101,20 @@ def check(
     if result.summary.failed or lost:
         sys.exit(2)
     sys.exit(0 if exit_zero else _exit_code(result, settings.fail_on))
+
+
+def _without_unbuilt(result: Any, discovered: set[str]) -> Any:
+    """The result without models that a plain FILE holds and that cannot be built by themselves: a line each."""
+    from convaudit.session import assembled
+
+    kept = []
+    for target in result.targets:
+        error = target.error
+        if error is not None and target.target in discovered and error.step in ("import", "construct", "input"):
+            click.echo(f"convaudit: {target.target} is not audited: {error.message}", err=True)
+        else:
+            kept.append(target)
+    return assembled(kept)
 
 
 def _statistics(result: Any) -> str:

@@ -98,11 +98,12 @@ def ask(pool: Pool, requests: list[dict[str, Any]], timeout: float) -> AuditResu
 
         with Progress(console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task("auditing", total=len(requests))
-            return _assembled(pool.run(requests, timeout, lambda _: progress.advance(task)))
-    return _assembled(pool.run(requests, timeout, lambda _: None))
+            return assembled(pool.run(requests, timeout, lambda _: progress.advance(task)))
+    return assembled(pool.run(requests, timeout, lambda _: None))
 
 
-def _assembled(found: list[TargetResult]) -> AuditResult:
+def assembled(found: list[TargetResult]) -> AuditResult:
+    """One result of many targets."""
     return AuditResult(SCHEMA_VERSION, __version__, found, summarise(found))
 
 

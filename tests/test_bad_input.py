@@ -97,6 +97,17 @@ def test_one_line_and_exit_2(folder: Path, args: list[str], says: str) -> None:
     assert done.returncode == 2
 
 
+def test_a_plain_file_is_audited_as_far_as_it_can_be(folder: Path) -> None:
+    """What cannot be built by itself is a line and no failure; asked for by name it is one (above)."""
+    (folder / "some.py").write_text(NET.partition("class Loops")[0])
+    done = convaudit("check", "some.py", "lost.py", "--input", "1,3,32,32", "--select", "CNV101", cwd=folder)
+
+    assert "some.py:Net: " in done.stdout
+    assert "some.py: Needs need arguments" in done.stderr
+    assert "some.py:Raises is not audited: some.py:16: construct failed: KeyError" in done.stderr
+    assert done.returncode == 0
+
+
 def test_a_failed_target_is_in_the_json_and_costs_only_itself(folder: Path) -> None:
     done = convaudit("check", "net.py:Dies", "net.py:Net", "--input", "1,3,32,32", "--format", "json", cwd=folder)
     result: dict[str, Any] = json.loads(done.stdout)
