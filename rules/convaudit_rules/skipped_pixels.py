@@ -48,7 +48,7 @@ class SkippedPixels(Rule):
     A 1×1 stride-2 shortcut beside a 3×3 that reads everything.
 
     ## References
-    He, Zhang, Zhang, Zhang, Xie, Li 2019, Bag of Tricks for Image Classification, arXiv:1812.01187, section 4.1
+    He, Zhang, Zhang, Zhang, Xie, Li 2019, Bag of Tricks for Image Classification, arXiv:1812.01187, section 4.2
     (ResNet-B).
     """
 
