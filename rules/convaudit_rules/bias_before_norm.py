@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch.fx import Node
 
     from convaudit.context import Context
-    from convaudit.graph import Call
+    from convaudit.graph import Call, LayerGraph
     from convaudit.result import Finding
     from convaudit.rewrite import Rewrite
 
@@ -48,13 +48,13 @@ class BiasBeforeNorm(Rule):
 
     def check(self, context: Context) -> Iterator[Finding]:
         """One finding for the model, with all such layers."""
-        calls: dict[str, list[tuple[Node, Call]]] = {}
-        for node, call in context.graph.calls:
-            if call.kind in ("conv", "linear"):
-                calls.setdefault(call.layer, []).append((node, call))
-        redundant = {
-            layer: made for layer, made in calls.items() if all(c.biased and self._normed(n, c) for n, c in made)
-        }
+        redundant = self._redundant(context.graph)
+        if not redundant:
+            return
+        trained = context.trained()  # where Dropout may stand between, and a frozen norm subtracts nothing
+        if trained is not None:
+            same = self._redundant(trained, training=True)
+            redundant = {layer: made for layer, made in redundant.items() if layer in same}
         biases = {
             layer: next((s[0] for s in made[0][1].weights[::-1] if len(s) == 1), 0) for layer, made in redundant.items()
         }
@@ -80,7 +80,21 @@ class BiasBeforeNorm(Rule):
             suggestion="bias=False",
         )
 
-    def _normed(self, node: Node, call: Call) -> bool:
+    def _redundant(self, graph: LayerGraph, training: bool = False) -> dict[str, list[tuple[Node, Call]]]:
+        """Calls of the layers all of whose outputs are normalised, and whose bias nothing else reads."""
+        calls: dict[str, list[tuple[Node, Call]]] = {}
+        for node, call in graph.calls:
+            if call.kind in ("conv", "linear"):
+                calls.setdefault(call.layer, []).append((node, call))
+        made = {n for found in calls.values() for n, _ in found}
+        read = {str(n.target) for n in graph.graph.nodes if n.op == "get_attr" and any(u not in made for u in n.users)}
+        return {
+            layer: found
+            for layer, found in calls.items()
+            if f"{layer}.bias" not in read and all(c.biased and self._normed(n, c, training) for n, c in found)
+        }
+
+    def _normed(self, node: Node, call: Call, training: bool) -> bool:
         """Whether every reader is a norm that subtracts each channel's mean."""
         channels = call.outputs[0][1] if len(call.outputs[0]) > 1 else 0
         if call.kind == "linear" and len(call.outputs[0]) != 2:
@@ -89,7 +103,8 @@ class BiasBeforeNorm(Rule):
         return bool(readers) and all(
             reader is not None
             and (
-                reader.op in ("batch_norm", "instance_norm")
+                (reader.op == "batch_norm" and (not training or reader.scalars.get("training", True)))
+                or (reader.op == "instance_norm" and call.kind == "conv")
                 or (reader.op == "group_norm" and reader.scalars.get("num_groups") == channels)
             )
             for reader in readers
@@ -124,6 +139,27 @@ class BiasBeforeNorm(Rule):
                 value: torch.Tensor = self.norm(x) + x
                 return value
 
+        class BiasRead(Twice):
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                assert self.conv.bias is not None
+                value: torch.Tensor = self.norm(self.conv(x)) + self.conv.bias[:, None, None]
+                return value
+
+        class Frozen(Twice):
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                norm = self.norm
+                return nn.functional.batch_norm(
+                    self.conv(x), norm.running_mean, norm.running_var, norm.weight, norm.bias, False
+                )
+
+        class DropsInTraining(Twice):
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                x = self.conv(x)
+                if self.training:
+                    x = nn.functional.dropout(x, 0.2)
+                value: torch.Tensor = self.norm(x)
+                return value
+
         image = ((2, 3, 8, 8),)
         viewed = [nn.Linear(8, 32), nn.Unflatten(1, (2, 4, 4)), nn.BatchNorm2d(2)]
         return [
@@ -137,6 +173,12 @@ class BiasBeforeNorm(Rule):
                 lambda: nn.Sequential(nn.Conv2d(3, 8, 1), nn.Dropout(), nn.BatchNorm2d(8)), image, "Dropout between"
             ),
             Example(Twice, image, "a second reader"),
+            Example(BiasRead, image, "the bias is read elsewhere"),
+            Example(Frozen, image, "a frozen norm"),
+            Example(DropsInTraining, image, "Dropout between in training"),
+            Example(
+                lambda: nn.Sequential(nn.Linear(8, 8), nn.InstanceNorm1d(8)), ((2, 8),), "normalised over features"
+            ),
             Example(lambda: nn.Sequential(*viewed), ((2, 8),), "a reshape between"),
             Example(lambda: nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(4)), ((2, 4, 8),), "another axis"),
         ]

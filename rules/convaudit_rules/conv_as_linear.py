@@ -45,7 +45,7 @@ class ConvAsLinear(Rule):
         nn.AdaptiveAvgPool2d(1), nn.Conv2d(512, 4096, 1)
 
     ## Exceptions
-    Patchify stems, 1×1 maps, depthwise convolutions.
+    Patchify stems, 1×1 maps, depthwise convolutions, codes that become a map again.
 
     ## References
     Long, Shelhamer, Darrell 2015, arXiv:1411.4038, section 3.1 (fully connected layers as convolutions).
@@ -66,7 +66,7 @@ class ConvAsLinear(Rule):
             if conv is None or call.layer in seen or conv.groups > 1 or not self._covers(node, call, conv):
                 continue
             weights = conv.in_channels * conv.out_channels * prod(conv.kernel)
-            if weights < options.min_params:
+            if weights < options.min_params or self._becomes_a_map(context, node):
                 continue
             seen.add(call.layer)
             best, other = (self._pooled(context, call.layer, conv, size) for size in (1, 2))
@@ -87,6 +87,10 @@ class ConvAsLinear(Rule):
         if conv.transposed or prod(conv.kernel) == 1 or any(low or high for low, high in conv.padding):
             return False
         return tuple(conv.kernel) == call.inputs[0][2:] and source is not None and not untouched(source)
+
+    def _becomes_a_map(self, context: Context, node: Node) -> bool:
+        """Whether the value grows into a map again: an autoencoder's code, which no pooling can replace."""
+        return any(context.leads_to(node, other) and context.positions(other) > 1 for other in context.layouts)
 
     def _pooled(self, context: Context, layer: str, conv: ConvConfig, size: int) -> Alternative:
         def rewrite(attempt: Rewrite) -> None:
@@ -128,6 +132,11 @@ class ConvAsLinear(Rule):
             ),
             Example(lambda: behind(nn.Conv2d(128, 8192, 1)), ((1, 3, 1, 1),), "a 1×1 map"),
             Example(lambda: behind(nn.Conv2d(128, 256, 7, padding=3)), ((1, 3, 7, 7),), "padded"),
+            Example(
+                lambda: nn.Sequential(nn.Conv2d(3, 128, 1), nn.Conv2d(128, 256, 7), nn.ConvTranspose2d(256, 3, 7)),
+                ((1, 3, 7, 7),),
+                "an autoencoder's code",
+            ),
             Example(lambda: behind(nn.Conv2d(128, 64, 7)), ((1, 3, 7, 7),), "under min-params"),
             Example(lambda: behind(nn.Conv2d(8192, 8192, 15, groups=8192), 8192), ((1, 3, 15, 15),), "depthwise"),
         ]

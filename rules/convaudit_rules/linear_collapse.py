@@ -65,6 +65,12 @@ class LinearCollapse(Rule):
         for _, call in context.graph.calls:
             calls[call.layer] = calls.get(call.layer, 0) + (call.kind in ("conv", "linear"))
         for node, call in context.graph.calls:
+            own = call.layer == (call.parameters[0].rpartition(".")[0] if call.parameters else "")
+            frozen = any(
+                not context.graph.parameters[p].requires_grad for p in call.parameters if p in context.graph.parameters
+            )
+            if not own or frozen or (context.attends and call.kind == "linear" and len(call.outputs[0]) > 2):
+                continue  # tied or frozen weights, an attention's projections
             pair = self._pair(node, call) if node not in taken and calls[call.layer] == 1 else None
             if pair is not None and calls[pair.second.meta[CALL].layer] == 1:
                 pairs.append(pair)
@@ -152,6 +158,7 @@ class LinearCollapse(Rule):
             Example(lambda: nn.Sequential(nn.Conv2d(8, 8, (3, 1)), nn.Conv2d(8, 8, (1, 3))), image, "k×1 and 1×k"),
             Example(lambda: nn.Sequential(nn.Conv2d(8, 64, 3), nn.ReLU(), nn.Conv2d(64, 8, 1)), image, "an activation"),
             Example(lambda: nn.Sequential(nn.Conv2d(8, 64, 3), nn.Upsample(scale_factor=2), nn.Conv2d(64, 8, 1)), image, "upsampling"),
+            Example(lambda: nn.Sequential(nn.Linear(8, 64).requires_grad_(False), nn.Linear(64, 8)), ((1, 8),), "frozen"),
             Example(lambda: nn.Sequential(nn.Linear(8, 64), nn.Dropout(0.5), nn.Linear(64, 8)), ((1, 8),), "Dropout"),
         ]  # fmt: skip
 
@@ -173,7 +180,9 @@ def merged(first: Call, second: Call) -> nn.Module:
         else (nn.Conv1d, nn.Conv2d, nn.Conv3d)
     )
     make: type[nn.Module] = kinds[len(shape.kernel) - 1]
+    grown = (first if shape is a else second).scalars.get("output_padding", 0)
+    more = {"output_padding": grown} if shape.transposed else {}
     return make(
         a.in_channels, b.out_channels, shape.kernel, stride=shape.stride, padding=tuple(low for low, _ in shape.padding),
-        dilation=shape.dilation, bias=bias, device="meta",
+        dilation=shape.dilation, bias=bias, device="meta", **more,
     )  # fmt: skip

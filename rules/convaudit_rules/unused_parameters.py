@@ -33,7 +33,7 @@ class UnusedParameters(Rule):
 
     ## Exceptions
     Frozen parameters, heads that run in training only, tied weights. Info where forward takes an argument that is no
-    tensor: another value may read them.
+    tensor (another value may read them) and where the layers do run (their value may be kept for a loss).
 
     ## References
     PyTorch documentation, torch.nn.parallel.DistributedDataParallel, parameter find_unused_parameters.
@@ -57,6 +57,7 @@ class UnusedParameters(Rule):
         unread -= read_parameters(trained)
         if not unread:
             return
+        computed = {name for g in (graph, trained) for _, call in g.calls for name in call.parameters}
         names = [name for name in graph.parameters if name in unread]
         count = sum(graph.parameters[name].numel() for name in names)
         total = graph.totals.parameters if graph.totals else 0
@@ -65,7 +66,7 @@ class UnusedParameters(Rule):
             f"{count:,} trainable parameters ({count / max(1, total):.1%}) are read by no forward pass: "
             f"{', '.join(names[:3])}{', …' * (len(names) > 3)}",
             owners,
-            severity="info" if self._takes_more(context) else None,
+            severity="info" if self._takes_more(context) or computed >= unread else None,
             evidence={"parameters": names, "count": count},
             suggestion="leave the layers out, or freeze them (requires_grad=False)",
         )
