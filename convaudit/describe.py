@@ -61,7 +61,7 @@ C++ kernels and bookkeeping that would only hide the layer. Subclasses are follo
 
 _KEPT = ("kernel_size", "stride", "padding", "dilation", "eps", "p", "output_size", "num_heads", "embed_dim", "hidden_size",
          "num_layers", "bidirectional", "batch_first", "proj_size", "num_groups", "negative_slope", "dim", "mode", "inplace",
-         "ceil_mode", "return_indices", "start_dim", "end_dim", "scale_factor", "size", "upscale_factor", "output_padding")  # fmt: skip
+         "ceil_mode", "return_indices", "start_dim", "end_dim", "scale_factor", "size", "upscale_factor", "output_padding", "divisor_override")  # fmt: skip
 _POOLS_1 = ("kernel_size", "stride", "padding")
 _POSITIONAL = {
     "max_pool2d": (*_POOLS_1, "dilation", "ceil_mode"), "max_pool1d": (*_POOLS_1, "dilation", "ceil_mode"),

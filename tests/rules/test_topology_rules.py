@@ -1,0 +1,115 @@
+"""Redundant ops, skipped pixels, empty outputs, dilations: held against real weights and plain counting."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.fx import GraphModule
+
+from convaudit import audit
+from convaudit.rewrite import Rewrite
+from convaudit.tracer import record
+
+
+def findings(model: nn.Module, x: torch.Tensor, code: str):
+    return audit(model, x, select=[code]).targets[0].findings
+
+
+class Redundant(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.relu, self.pool = nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2)
+        self.once, self.fc = nn.AvgPool2d(1, 1), nn.Linear(8 * 16, 4)
+
+    def forward(self, x):
+        x = self.once(self.relu(self.pool(self.relu(self.conv(x)))))
+        return torch.flatten(torch.log_softmax(self.fc(x.flatten(1)), 1).log_softmax(1), 1)
+
+
+def test_without_its_redundant_ops_a_model_computes_the_same() -> None:
+    torch.manual_seed(0)
+    model, x = Redundant().eval(), torch.randn(2, 3, 8, 8)
+    (found,) = findings(model, x, "CNV407")
+    graph = record(model, (x,), {})
+    attempt = Rewrite(graph)
+    dropped = [n for n, _ in graph.calls if n.name in ("relu_1", "once", "log_softmax_1", "flatten_1")]
+    for node in dropped:
+        attempt.replace(node, [])
+
+    assert found.layers == ["relu", "once", "log_softmax", "flatten"]
+    assert len(dropped) == int(found.message.split()[0])
+    assert torch.equal(GraphModule(attempt.root, attempt.graph)(x), model(x))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "dilation", "size"),
+    [(1, 2, 0, 1, 16), (1, 2, 0, 1, 15), (2, 3, 0, 1, 16), (3, 2, 1, 2, 16), (3, 4, 1, 1, 32), (1, 3, 0, 1, 16)],
+)
+def test_unread_share_is_where_no_gradient_arrives(
+    kernel: int, stride: int, padding: int, dilation: int, size: int
+) -> None:
+    layer = nn.Conv2d(1, 1, kernel, stride, padding, dilation)
+    x = torch.ones(1, 1, size + stride * 4, size + stride * 4, requires_grad=True)  # windows go on past the border
+    nn.init.ones_(layer.weight)
+    layer(x).sum().backward()
+    untouched = (x.grad[0, 0, :size, :size] == 0).float().mean().item()
+    stem = nn.Sequential(nn.Conv2d(3, 1, 3, padding=1), layer)
+    (found,) = findings(stem, torch.zeros(1, 3, size, size), "CNV204")
+
+    assert found.evidence["unread"] == {"1": pytest.approx(untouched)}
+
+
+@pytest.mark.parametrize("kwargs", [{"padding": 20}, {"padding": 9, "stride": 2}, {"padding": 9, "dilation": 3}])
+def test_empty_outputs_are_those_no_input_reaches(kwargs: dict[str, int]) -> None:
+    layer = nn.Conv2d(1, 1, 3, bias=False, **kwargs)
+    nn.init.ones_(layer.weight)
+    x = torch.ones(1, 1, 8, 8)
+    empty = (layer(x) == 0).float().mean().item()
+    (found,) = findings(nn.Sequential(layer), x, "CNV211")
+
+    assert found.evidence["share"] == {"0": pytest.approx(empty)}
+    assert found.evidence["macs"] == round(layer(x).numel() * 9 * empty)
+
+
+def test_a_row_with_a_common_factor_reads_a_grid() -> None:
+    """The pixels that 2, 2, 2 never reads, and that 1, 2, 3 of the same receptive field does."""
+
+    def read(*rates: int) -> int:
+        convs = nn.Sequential(*(nn.Conv2d(1, 1, 3, padding=r, dilation=r, bias=False) for r in rates))
+        for conv in convs:
+            nn.init.ones_(conv.weight)
+        x = torch.zeros(1, 1, 31, 31, requires_grad=True)
+        convs(x)[0, 0, 15, 15].backward()
+        return int((x.grad[0, 0, 9:22, 9:22] != 0).sum())
+
+    assert read(1, 2, 3) == 13 * 13
+    assert read(2, 2, 2) == 7 * 7
+
+
+def test_active_dropout_is_random_in_eval() -> None:
+    class Attends(nn.Module):
+        def forward(self, x):
+            return nn.functional.scaled_dot_product_attention(x, x, x, dropout_p=0.5)
+
+    torch.manual_seed(0)
+    model, x = Attends().eval(), torch.randn(1, 2, 8, 8)
+
+    assert not torch.equal(model(x), model(x))
+    assert findings(model, x, "CNV411")[0].evidence == {"p": {"scaled_dot_product_attention": [0.5]}}
+
+
+def test_dead_layers_are_named_with_their_macs() -> None:
+    class Dead(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.dead = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 16, 3)
+
+        def forward(self, x):
+            self.dead(x).relu_()
+            return self.used(x)
+
+    (found,) = findings(Dead(), torch.zeros(1, 3, 10, 10), "CNV412")
+
+    assert found.layers == ["dead"]
+    assert found.evidence == {"macs": 64 * 27 * 16, "share": pytest.approx(2 / 3)}
