@@ -127,7 +127,7 @@ def outputs(graph: LayerGraph) -> set[Node]:
             continue
         found.add(node)
         call: Call | None = node.meta.get(CALL)
-        if call is None or call.kind in ("reshape", "activation", "dropout"):
+        if call is None or call.kind in ("reshape", "activation", "dropout") or call.op == "identity":
             queue += node.all_input_nodes
     graph.cache["outputs"] = found
     return found

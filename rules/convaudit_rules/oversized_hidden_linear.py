@@ -109,6 +109,6 @@ class OversizedHiddenLinear(Rule):
                 "no convolution",
             ),
             Example(lambda: pooled(nn.Linear(960, 1280), nn.Hardswish(), nn.Linear(1280, 1000)), image, "MobileNetV3's head"),
-            Example(lambda: pooled(nn.Linear(960, 64), nn.Linear(64, 20000)), image, "the head"),
+            Example(lambda: pooled(nn.Linear(960, 64), nn.Linear(64, 20000), nn.Identity()), image, "the head"),
             Example(Both, image, "its value is an output too"),
         ]  # fmt: skip

@@ -18,7 +18,8 @@ class ReceptiveFieldExceedsInput(Rule):
 
     ## What it does
     Finds backbone convolutions of a classifier whose incoming receptive field, along the path with the smallest one,
-    covers the input on every axis already. A warning where they hold half of the backbone's conv parameters.
+    covers the input on every axis already. A warning where they hold half of the backbone's conv parameters, 1×1
+    convolutions counted and not (those look for no context).
 
     ## Why it matters
     Depth there adds no new context; trained nets solve the task before these layers, which then only pass it on.
@@ -64,8 +65,10 @@ class ReceptiveFieldExceedsInput(Rule):
         if not idle:
             return
         share = sum(held[layer] for layer in idle) / max(1, sum(held.values()))
+        wide = {conv.call.layer for conv in context.backbone if max(conv.conv.kernel) > 1}
+        context_share = sum(held[k] for k in idle if k in wide) / max(1, sum(n for k, n in held.items() if k in wide))
         needed = [int(max(field[axis] for field in idle.values())) + 1 for axis in range(len(image))]
-        loud = share >= 0.5 and not context.inferred_input
+        loud = min(share, context_share) >= 0.5 and not context.inferred_input
         yield context.finding(
             f"{len(idle)} convolution{'s' * (len(idle) > 1)} with {share:.0%} of the backbone's conv parameters read maps "
             f"that have seen all of {'×'.join(map(str, image))} already; all are productive from {'×'.join(map(str, needed))}",
