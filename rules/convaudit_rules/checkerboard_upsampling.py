@@ -28,7 +28,7 @@ class CheckerboardUpsampling(Rule):
         nn.ConvTranspose2d(128, 64, 4, stride=2, padding=1), or nn.Upsample(scale_factor=2) and a 3×3 convolution
 
     ## Exceptions
-    Kernels divisible by the stride; stride 1.
+    Kernels divisible by the stride; stride 1; inputs of one pixel, where nothing overlaps.
 
     ## References
     Odena, Dumoulin, Olah 2016, Deconvolution and Checkerboard Artifacts, Distill, section "Overlap & Learning".
@@ -43,14 +43,17 @@ class CheckerboardUpsampling(Rule):
         uneven: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
         for _, call in context.conv_calls:
             conv = call.conv
-            if conv is not None and conv.transposed and any(k % s for k, s in zip(conv.kernel, conv.stride)):
+            if conv is None or not conv.transposed or not call.inputs:
+                continue
+            size = call.inputs[0][-len(conv.kernel) :]
+            if any(k % s and n > 1 for k, s, n in zip(conv.kernel, conv.stride, size)):
                 uneven.setdefault(call.layer, (conv.kernel, conv.stride))
         if uneven:
             kernel, stride = next(iter(uneven.values()))
             taps = [sorted({len(range(o % s, k, s)) for o in range(s)}) for k, s in zip(kernel, stride)]
             yield context.finding(
                 f"{'×'.join(map(str, kernel))} transposed convolution with stride {'×'.join(map(str, stride))}: output pixels "
-                f"get {' or '.join(map(str, taps[0]))} taps an axis by turns",
+                f"get {' or '.join(map(str, next(t for t in taps if len(t) > 1)))} taps an axis by turns",
                 list(uneven),
                 evidence={"layers": {k: [list(v[0]), list(v[1])] for k, v in uneven.items()}, "taps": taps},
                 suggestion="a kernel divisible by the stride, or upsampling and a convolution",
@@ -58,10 +61,16 @@ class CheckerboardUpsampling(Rule):
 
     @classmethod
     def bad(cls) -> list[Example]:
-        """3/2."""
+        """3/2, on one axis too; 5/3; 1-D."""
         from torch import nn
 
-        return [Example(lambda: nn.Sequential(nn.ConvTranspose2d(8, 8, 3, 2, 1, 1)), ((1, 8, 8, 8),))]
+        image = ((1, 8, 8, 8),)
+        return [
+            Example(lambda: nn.Sequential(nn.ConvTranspose2d(8, 8, 3, 2, 1, 1)), image, "3/2"),
+            Example(lambda: nn.Sequential(nn.ConvTranspose2d(8, 8, (2, 3), 2)), image, "on one axis"),
+            Example(lambda: nn.Sequential(nn.ConvTranspose2d(8, 8, 2, 3)), image, "kernel below stride"),
+            Example(lambda: nn.Sequential(nn.ConvTranspose1d(8, 8, 5, 3)), ((1, 8, 8),), "1-D"),
+        ]
 
     @classmethod
     def good(cls) -> list[Example]:
@@ -73,4 +82,5 @@ class CheckerboardUpsampling(Rule):
             Example(lambda: nn.Sequential(nn.ConvTranspose2d(8, 8, 4, 2, 1)), image, "4/2"),
             Example(lambda: nn.Sequential(nn.ConvTranspose2d(8, 8, 2, 2)), image, "2/2"),
             Example(lambda: nn.Sequential(nn.ConvTranspose2d(8, 8, 3)), image, "stride 1"),
+            Example(lambda: nn.Sequential(nn.ConvTranspose2d(8, 8, 5, 2)), ((1, 8, 1, 1),), "one pixel"),
         ]

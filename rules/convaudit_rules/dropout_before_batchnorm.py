@@ -84,7 +84,7 @@ class DropoutBeforeBatchnorm(Rule):
 
     @classmethod
     def bad(cls) -> list[Example]:
-        """Directly before; through one convolution; functional."""
+        """Directly before; through one weighted layer and what is transparent; functional."""
         import torch
         from torch import nn
 
@@ -97,7 +97,17 @@ class DropoutBeforeBatchnorm(Rule):
                 value: torch.Tensor = self.norm(nn.functional.dropout(self.conv(x), 0.3, self.training))
                 return value
 
+        class Joined(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.drop, self.norm = nn.Dropout(0.3), nn.BatchNorm2d(6)
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                value: torch.Tensor = self.norm(torch.cat([x, self.drop(x)], 1))
+                return value
+
         image = ((2, 3, 8, 8),)
+        viewed = [nn.Dropout(0.4), nn.Flatten(), nn.Linear(192, 8), nn.BatchNorm1d(8)]
         through = [nn.Dropout2d(0.2), nn.ReLU(), nn.Conv2d(3, 8, 1), nn.MaxPool2d(2), nn.BatchNorm2d(8)]
         return [
             Example(
@@ -105,6 +115,9 @@ class DropoutBeforeBatchnorm(Rule):
             ),
             Example(lambda: nn.Sequential(*through), image, "through one convolution"),
             Example(Functional, image, "functional"),
+            Example(lambda: nn.Sequential(*viewed), image, "through a flatten and a Linear"),
+            Example(lambda: nn.Sequential(nn.Dropout(0.1), nn.ZeroPad2d(1), nn.BatchNorm2d(3)), image, "through a pad"),
+            Example(Joined, image, "through a concat"),
         ]
 
     @classmethod
@@ -122,6 +135,20 @@ class DropoutBeforeBatchnorm(Rule):
                 value: torch.Tensor = self.norm(x + self.drop(x))
                 return value
 
+        class Path(nn.Module):
+            """Stochastic depth: it drops whole samples of a branch that is added."""
+
+            def __init__(self) -> None:
+                super().__init__()
+                self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                branch = self.conv(x)
+                if self.training:
+                    branch = branch * torch.rand(len(x), 1, 1, 1).round()
+                value: torch.Tensor = self.norm(x + branch)
+                return value
+
         image = ((2, 3, 8, 8),)
         two = [nn.Dropout(0.2), nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)]
         return [
@@ -134,4 +161,5 @@ class DropoutBeforeBatchnorm(Rule):
             Example(lambda: nn.Sequential(nn.Dropout(0.5), nn.InstanceNorm2d(3)), image, "no BatchNorm"),
             Example(lambda: nn.Sequential(*two), image, "two convolutions between"),
             Example(Added, image, "an add between"),
+            Example(Path, image, "stochastic depth"),
         ]

@@ -44,7 +44,7 @@ class NormEpsTooLarge(Rule):
         large: dict[str, float] = {}
         for _, call in context.graph.calls:
             eps = call.scalars.get("eps")
-            if call.kind == "norm" and isinstance(eps, float) and eps >= 0.1:
+            if call.kind == "norm" and isinstance(eps, (int, float)) and eps >= 0.1:
                 large.setdefault(call.layer, eps)
         if large:
             yield context.finding(
@@ -57,10 +57,22 @@ class NormEpsTooLarge(Rule):
 
     @classmethod
     def bad(cls) -> list[Example]:
-        """BatchNorm2d(c, 0.8)."""
+        """BatchNorm2d(c, 0.8), an int, other norms, a functional one."""
+        import torch
         from torch import nn
 
-        return [Example(lambda: nn.Sequential(nn.BatchNorm2d(3, 0.8)), ((1, 3, 8, 8),))]
+        class Functional(nn.Module):
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return nn.functional.layer_norm(x, (8,), eps=0.5)
+
+        image = ((1, 3, 8, 8),)
+        return [
+            Example(lambda: nn.Sequential(nn.BatchNorm2d(3, 0.8)), image, "0.8"),
+            Example(lambda: nn.Sequential(nn.BatchNorm2d(3, 1)), image, "an int"),
+            Example(lambda: nn.Sequential(nn.GroupNorm(1, 3, 0.1)), image, "GroupNorm"),
+            Example(lambda: nn.Sequential(nn.InstanceNorm2d(3, 0.8)), image, "InstanceNorm"),
+            Example(Functional, image, "functional"),
+        ]
 
     @classmethod
     def good(cls) -> list[Example]:

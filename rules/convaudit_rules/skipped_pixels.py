@@ -67,7 +67,7 @@ class SkippedPixels(Rule):
         unread: dict[str, float] = {}
         for source in context.graph.graph.nodes:
             skipping = [user for user in source.users if _steps(context, user, source)]
-            if not skipping:
+            if not skipping or _moved_from_shared(_origin(source)):
                 continue
             share = _unread(context, _origin(source))
             if share >= options.min_share:
@@ -135,7 +135,7 @@ class SkippedPixels(Rule):
 
             def forward(self, x: torch.Tensor) -> torch.Tensor:
                 x = self.stem(x)
-                value: torch.Tensor = self.conv(x) + self.shortcut(self.before(x))
+                value: torch.Tensor = self.conv(x) + self.shortcut(self.before(x))[..., :8, :8]
                 return value
 
         class Sliced(nn.Module):
@@ -164,6 +164,7 @@ class SkippedPixels(Rule):
         return [
             Example(lambda: Shortcut(nn.Identity()), image, "a shortcut beside a 3×3"),
             Example(lambda: Shortcut(nn.BatchNorm2d(8)), image, "a norm before the shortcut"),
+            Example(lambda: Shortcut(nn.ZeroPad2d((0, 1, 0, 1))), image, "a pad before the shortcut"),
             Example(lambda: Sliced((0, 0)), image, "a sliced shortcut beside a 3×3"),
             Example(lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 2, 2)), image, "patchify"),
             Example(lambda: Sliced(*patches), image, "slices that cover the map"),
@@ -187,6 +188,15 @@ def _origin(node: Node) -> Node:
     """The value that ``node`` was made of position by position."""
     source = main_input(node) if _pointwise(node) else None
     return node if source is None else _origin(source)
+
+
+def _moved_from_shared(node: Node) -> bool:
+    """Whether the value is a pad, view or crop of one that others read too."""
+    call: Call | None = node.meta.get(CALL)
+    source = main_input(node)
+    if call is None or source is None or not (call.kind == "reshape" or _pointwise(node)):
+        return False
+    return len(source.users) > 1 or _moved_from_shared(source)
 
 
 def _unread(context: Context, node: Node) -> float:
