@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from convaudit.fc_layers import TRANSPARENT
-from convaudit.graph import CALL, Call, ConvConfig, LayerGraph, main_input, shape_of
-from convaudit.layout import space
-from convaudit.topology import gates, layout_of, positions
+from convaudit.graph import CALL, Call, ConvConfig, LayerGraph, main_input, once, shape_of
+from convaudit.layout import layouts, space
+from convaudit.topology import gates, positions
 
 if TYPE_CHECKING:
     from torch.fx import Node
@@ -29,19 +29,13 @@ class BackboneConv:
     """Its value goes to a flatten, a global pool or the output, with no other convolution between."""
 
 
+@once
 def backbone(graph: LayerGraph) -> list[BackboneConv]:
-    """Backbone convolutions in execution order; computed once.
+    """Backbone convolutions in execution order.
 
     Left out: gates, transposed convolutions, what lies behind an upsampling, a flatten or attention, and 1×1 maps.
     """
-    if "backbone" not in graph.cache:
-        graph.cache["backbone"] = _find(graph)
-    found: list[BackboneConv] = graph.cache["backbone"]
-    return found
-
-
-def _find(graph: LayerGraph) -> list[BackboneConv]:
-    layout, gated = layout_of(graph), gates(graph)
+    layout, gated = layouts(graph), gates(graph)
     behind: set[Node] = set()
     found = []
     for node in graph.graph.nodes:
@@ -79,9 +73,10 @@ def _is_last(node: Node, layout: dict[Node, Layout]) -> bool:
     return True
 
 
+@once
 def bottlenecks(graph: LayerGraph) -> list[Node]:
     """Nodes that every path from the input to the output passes, in order."""
-    nodes = [node for node in graph.graph.nodes if node in layout_of(graph) or node.op == "output"]
+    nodes = [node for node in graph.graph.nodes if node in layouts(graph) or node.op == "output"]
     where = {node: index for index, node in enumerate(nodes)}
     end = len(nodes) - 1
     useful: set[Node] = set()

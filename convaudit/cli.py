@@ -14,6 +14,7 @@ from convaudit.calc import calc
 from convaudit.demo import demo
 from convaudit.errors import ConvauditError
 from convaudit.explain import rule
+from convaudit.result import assemble
 from convaudit.session import audit_options, run, settings_of
 from convaudit.settings import FAIL_ON, AuditSettings
 from convaudit.show import show
@@ -105,8 +106,6 @@ def check(
 
 def _without_unbuilt(result: Any, discovered: set[str]) -> Any:
     """The result without models that a plain FILE holds and that cannot be built by themselves: a line each."""
-    from convaudit.session import assembled
-
     kept = []
     for target in result.targets:
         error = target.error
@@ -114,7 +113,7 @@ def _without_unbuilt(result: Any, discovered: set[str]) -> Any:
             click.echo(f"convaudit: {target.target} is not audited: {error.message}", err=True)
         else:
             kept.append(target)
-    return assembled(kept)
+    return assemble(kept)
 
 
 def _statistics(result: Any) -> str:

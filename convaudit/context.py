@@ -15,7 +15,7 @@ from convaudit.backbone import BackboneConv, backbone, bottlenecks
 from convaudit.errors import TargetError
 from convaudit.fc_layers import FCLayer, fc_layers
 from convaudit.graph import CALL, VAL, Call, LayerGraph, mapped, shape_of, tensors
-from convaudit.layout import Layout
+from convaudit.layout import Layout, layouts
 from convaudit.receptive_field import ReceptiveField, receptive_fields
 from convaudit.result import Alternative, Finding, Saving
 from convaudit.rewrite import Rewrite, RewriteFailed
@@ -68,7 +68,7 @@ class Context:
     @property
     def layouts(self) -> dict[Node, Layout]:
         """Which axis of each value is batch, channels or space (:mod:`convaudit.layout`)."""
-        return topology.layout_of(self.graph)
+        return layouts(self.graph)
 
     @property
     def gates(self) -> set[Node]:
@@ -83,7 +83,7 @@ class Context:
     @property
     def bottlenecks(self) -> list[Node]:
         """Nodes that every path from the input to the output passes."""
-        return self.once("bottlenecks", lambda: bottlenecks(self.graph))  # type: ignore[no-any-return]
+        return bottlenecks(self.graph)
 
     def bypassed(self, source: Node, user: Node) -> bool:
         """Whether ``source`` has another reader whose path meets that of ``user`` again before the output."""

@@ -6,20 +6,18 @@ import dataclasses
 from fnmatch import fnmatchcase
 from typing import Any
 
-import convaudit
 from convaudit import registry
 from convaudit.context import Context
 from convaudit.graph import LayerGraph
 from convaudit.result import (
     RULE_SET,
-    SCHEMA_VERSION,
     SEVERITIES,
     AuditResult,
     Finding,
     InputInfo,
     Location,
     TargetResult,
-    summarise,
+    assemble,
 )
 from convaudit.settings import AuditSettings
 from convaudit.tracer import arguments, record
@@ -36,11 +34,6 @@ def audit(model: Any, example_input: Any, **settings: Any) -> AuditResult:
     made = AuditSettings.from_mapping({k.replace("_", "-"): v for k, v in settings.items()}, "audit()")
     target = audit_model(model, args, kwargs, target=type(model).__name__, settings=made)
     return assemble([target])
-
-
-def assemble(targets: list[TargetResult]) -> AuditResult:
-    """One result of many targets."""
-    return AuditResult(SCHEMA_VERSION, convaudit.__version__, targets, summarise(targets))
 
 
 def audit_model(
@@ -98,6 +91,8 @@ def run_rules(graph: LayerGraph, example: Any, target: str, settings: AuditSetti
         if not settings.enabled(code, rule_class.default):
             continue
         if graph.tracer == "symbolic" and rule_class.needs_shapes:
+            continue
+        if graph.status == "partial" and rule_class.needs_complete:
             continue
         rule = rule_class()
         given = {k.replace("-", "_"): v for k, v in settings.rule_options.get(code, {}).items()}

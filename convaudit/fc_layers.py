@@ -9,9 +9,9 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from convaudit.graph import CALL, Call, LayerGraph, main_input, shape_of
-from convaudit.layout import Layout, space
-from convaudit.topology import gates, layout_of, outputs
+from convaudit.graph import CALL, Call, LayerGraph, main_input, once, shape_of
+from convaudit.layout import Layout, layouts, space
+from convaudit.topology import gates, outputs
 
 if TYPE_CHECKING:
     from torch.fx import Node
@@ -58,16 +58,10 @@ class FCLayer:
         return math.prod(self.spatial)
 
 
+@once
 def fc_layers(graph: LayerGraph) -> list[FCLayer]:
-    """The FC layers of ``graph`` in execution order, one entry a call; computed once."""
-    if "fc_layers" not in graph.cache:
-        graph.cache["fc_layers"] = _find(graph)
-    found: list[FCLayer] = graph.cache["fc_layers"]
-    return found
-
-
-def _find(graph: LayerGraph) -> list[FCLayer]:
-    layout = layout_of(graph)
+    """The FC layers of ``graph`` in execution order, one entry a call."""
+    layout = layouts(graph)
     layers: list[FCLayer] = []
     for node, call in graph.calls:
         width = _width(call)

@@ -6,9 +6,10 @@ the :class:`Call` of an operator or module node. Placeholders and get_attr nodes
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from convaudit.result import InputInfo, LayerRow, Location, Totals
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from torch.fx import Graph, GraphModule, Node
     from torch.nn import Module, Parameter
 
+T = TypeVar("T")
 VAL = "val"
 CALL = "convaudit.call"
 
@@ -147,6 +149,20 @@ def tensors(value: Any) -> list[torch.Tensor]:
     if isinstance(value, dict):
         return [t for item in value.values() for t in tensors(item)]
     return []
+
+
+def once(analysis: Callable[[LayerGraph], T]) -> Callable[[LayerGraph], T]:
+    """An analysis of a graph that is computed when first asked for, and kept in ``graph.cache``."""
+    key = f"{analysis.__module__}.{analysis.__name__}"
+
+    @functools.wraps(analysis)
+    def kept(graph: LayerGraph) -> T:
+        if key not in graph.cache:
+            graph.cache[key] = analysis(graph)
+        found: T = graph.cache[key]
+        return found
+
+    return kept
 
 
 def mapped(change: Callable[[torch.Tensor], Any]) -> Callable[[Any], Any]:

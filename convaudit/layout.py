@@ -10,7 +10,7 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from convaudit.graph import CALL, VAL, Call, LayerGraph, shape_of, tensors
+from convaudit.graph import CALL, VAL, Call, LayerGraph, once, shape_of, tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +32,7 @@ def flattened(layout: Layout) -> bool:
     return any(len(axis - _N) > 1 and "N" not in axis for axis in layout)
 
 
+@once
 def layouts(graph: LayerGraph) -> dict[Node, Layout]:
     """Layout of each node whose value comes from the input; of a tuple's first tensor."""
     found: dict[Node, Layout] = {}

@@ -8,9 +8,8 @@ from typing import Any, Literal
 
 from torch.fx import Node
 
-from convaudit.graph import CALL, VAL, Call, LayerGraph, main_input, shape_of, tensors
-from convaudit.layout import Layout, space
-from convaudit.topology import layout_of
+from convaudit.graph import CALL, VAL, Call, LayerGraph, main_input, once, shape_of, tensors
+from convaudit.layout import Layout, layouts, space
 
 Extent = "list[int] | Literal['unbounded'] | None"
 
@@ -37,13 +36,11 @@ class ReceptiveField:
         return "unbounded" if self.large is None else [int(v) for v in self.large]
 
 
+@once
 def receptive_fields(graph: LayerGraph) -> dict[Node, ReceptiveField]:
     """Receptive field of each node's value; nodes without spatial axes upstream are absent."""
-    if "receptive_fields" in graph.cache:
-        cached: dict[Node, ReceptiveField] = graph.cache["receptive_fields"]
-        return cached
     fields: dict[Node, ReceptiveField] = {}
-    layout = layout_of(graph)
+    layout = layouts(graph)
     for node in graph.graph.nodes:
         if node.op == "placeholder":
             shapes = [t.shape for t in tensors(node.meta.get(VAL)) if t.dim() >= 3 and t.is_floating_point()]
@@ -58,7 +55,6 @@ def receptive_fields(graph: LayerGraph) -> dict[Node, ReceptiveField]:
         call: Call | None = node.meta.get(CALL)
         merged = _merge(node, incoming)
         fields[node] = merged if call is None else _through(call, merged, _mixed(node, layout))
-    graph.cache["receptive_fields"] = fields
     return fields
 
 

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from convaudit import __version__
+
 Severity = Literal["error", "warning", "info"]
 SEVERITIES: tuple[Severity, ...] = ("info", "warning", "error")  # least first
 SCHEMA_VERSION = 1
@@ -157,6 +159,11 @@ def summarise(targets: list[TargetResult]) -> Summary:
         info=live.count("info"),
         suppressed=sum(f.suppressed is not None for t in targets for f in t.findings),
     )
+
+
+def assemble(targets: list[TargetResult]) -> AuditResult:
+    """One result of many targets."""
+    return AuditResult(SCHEMA_VERSION, __version__, targets, summarise(targets))
 
 
 def failed_target(

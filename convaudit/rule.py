@@ -44,6 +44,8 @@ class Rule:
     default: ClassVar[bool] = True
     changes_state_dict: ClassVar[bool | None] = None
     options: ClassVar[type[Options]] = Options
+    needs_complete: ClassVar[bool] = False
+    """True where what a partial trace left out could change the answer: the rule is then not asked."""
     needs_shapes: ClassVar[bool] = True
     """False where it can speak about a symbolic trace too, which has layers and parameters and nothing else."""
 

@@ -10,10 +10,9 @@ from typing import Any, TypeVar
 
 import click
 
-from convaudit import __version__
 from convaudit.errors import UsageError
 from convaudit.pool import Pool
-from convaudit.result import SCHEMA_VERSION, AuditResult, TargetResult, summarise
+from convaudit.result import AuditResult, assemble
 from convaudit.settings import CONVENTIONS, AuditSettings, find_settings, read_settings
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -98,13 +97,8 @@ def ask(pool: Pool, requests: list[dict[str, Any]], timeout: float) -> AuditResu
 
         with Progress(console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task("auditing", total=len(requests))
-            return assembled(pool.run(requests, timeout, lambda _: progress.advance(task)))
-    return assembled(pool.run(requests, timeout, lambda _: None))
-
-
-def assembled(found: list[TargetResult]) -> AuditResult:
-    """One result of many targets."""
-    return AuditResult(SCHEMA_VERSION, __version__, found, summarise(found))
+            return assemble(pool.run(requests, timeout, lambda _: progress.advance(task)))
+    return assemble(pool.run(requests, timeout, lambda _: None))
 
 
 def _check_input(spec: str) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 import click
 
 from convaudit.errors import UsageError
+from convaudit.pool import Pool
 from convaudit.result import LayerRow, TargetResult
+from convaudit.session import audit_options, run, settings_of
 
 NUMBERS = ("parameters", "macs", "flops", "activation-bytes")
 COLUMNS = ("type", "input", "output", *NUMBERS, "receptive-field", "line")
@@ -15,24 +17,15 @@ _DEFAULT = ("type", "output", "parameters", "macs", "flops")
 _TITLES = {"macs": "MACs", "activation-bytes": "activation bytes", "receptive-field": "receptive field"}
 
 
-def _options(command: Any) -> Any:
-    from convaudit.session import audit_options
-
-    return audit_options(command)
-
-
 @click.command()
 @click.argument("target")
-@_options
+@audit_options
 @click.option("--depth", type=click.IntRange(1), help="Sum layers below this depth.")
 @click.option("--sort", type=click.Choice(NUMBERS), help="Largest first, in place of execution order.")
 @click.option("--columns", metavar="NAMES", help=f"Comma-separated, of {', '.join(COLUMNS)}.")
 @click.option("--batch", type=click.IntRange(1), help="Batch size of the example input.")
 def show(target: str, depth: int | None, sort: str | None, columns: str | None, jobs: int, **options: Any) -> None:
     """Print the layer table of one model."""
-    from convaudit.pool import Pool
-    from convaudit.session import run, settings_of
-
     chosen = tuple(columns.split(",")) if columns else _DEFAULT
     for column in chosen:
         if column not in COLUMNS:

@@ -170,20 +170,16 @@ def _literals(call: str, target: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
 def _construct(make: Callable[[], Any], path: Path | None = None, target: str = "") -> BuiltTarget:
     """Build on meta; where the constructor needs real values, again with only its parameters on meta."""
     note: tuple[str, ...] = ()
-    with construction_locations() as lines:
+    with construction_locations() as lines, _blaming("construct", path, target):
         try:
             with torch.device("meta"):
                 model = make()
         except (NotImplementedError, RuntimeError, ValueError, TypeError, AssertionError) as error:
             if isinstance(error, TypeError) and "argument" in str(error):
-                with _blaming("construct", path, target):
-                    raise
-            note = (f"constructed on the CPU, parameters on meta ({type(error).__name__} under the meta device)",)
-            with _blaming("construct", path, target), _parameters_on_meta():
-                model = make()
-        except BaseException:
-            with _blaming("construct", path, target):
                 raise
+            note = (f"constructed on the CPU, parameters on meta ({type(error).__name__} under the meta device)",)
+            with _parameters_on_meta():
+                model = make()
     if not isinstance(model, nn.Module):
         raise TargetError("construct", f"{target}: gives a {type(model).__name__}, not an nn.Module", kind="TypeError")
     return BuiltTarget(unwrap(model), lines, notes=note)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING
 
-from convaudit.graph import CALL, VAL, Call, LayerGraph, shape_of, tensors
+from convaudit.graph import CALL, VAL, Call, LayerGraph, once, shape_of, tensors
 from convaudit.layout import Layout, layouts, space
 
 if TYPE_CHECKING:
@@ -15,40 +15,34 @@ SQUASHING = frozenset({"sigmoid", "hardsigmoid", "softmax", "tanh", "hardtanh", 
 """Activations that end a gate."""
 
 
-def ancestors(graph: LayerGraph) -> dict[Node, int]:
-    """Bit set of each node's ancestors and itself; bit i is the i-th node of the graph."""
-    if "ancestors" not in graph.cache:
-        bits: dict[Node, int] = {}
-        for node, index in order(graph).items():
-            mask = 1 << index
-            for source in node.all_input_nodes:
-                mask |= bits[source]
-            bits[node] = mask
-        graph.cache["ancestors"] = bits
-    found: dict[Node, int] = graph.cache["ancestors"]
-    return found
-
-
+@once
 def order(graph: LayerGraph) -> dict[Node, int]:
     """Each node's position in the graph."""
-    if "order" not in graph.cache:
-        graph.cache["order"] = {node: index for index, node in enumerate(graph.graph.nodes)}
-    found: dict[Node, int] = graph.cache["order"]
-    return found
+    return {node: index for index, node in enumerate(graph.graph.nodes)}
 
 
+@once
+def ancestors(graph: LayerGraph) -> dict[Node, int]:
+    """Bit set of each node's ancestors and itself; bit i is the i-th node of the graph."""
+    bits: dict[Node, int] = {}
+    for node, index in order(graph).items():
+        mask = 1 << index
+        for source in node.all_input_nodes:
+            mask |= bits[source]
+        bits[node] = mask
+    return bits
+
+
+@once
 def descendants(graph: LayerGraph) -> dict[Node, int]:
     """Bit set of the nodes that read each node's value, through others, the output left out."""
-    if "descendants" not in graph.cache:
-        bits: dict[Node, int] = {}
-        for node, index in reversed(order(graph).items()):
-            mask = 0 if node.op == "output" else 1 << index
-            for user in node.users:
-                mask |= bits[user]
-            bits[node] = mask
-        graph.cache["descendants"] = bits
-    found: dict[Node, int] = graph.cache["descendants"]
-    return found
+    bits: dict[Node, int] = {}
+    for node, index in reversed(order(graph).items()):
+        mask = 0 if node.op == "output" else 1 << index
+        for user in node.users:
+            mask |= bits[user]
+        bits[node] = mask
+    return bits
 
 
 def rejoins(graph: LayerGraph, source: Node, user: Node) -> bool:
@@ -57,26 +51,16 @@ def rejoins(graph: LayerGraph, source: Node, user: Node) -> bool:
     return any(other is not user and bits[other] & bits[user] for other in source.users)
 
 
-def layout_of(graph: LayerGraph) -> dict[Node, Layout]:
-    """:func:`convaudit.layout.layouts`, computed once."""
-    if "layouts" not in graph.cache:
-        graph.cache["layouts"] = layouts(graph)
-    found: dict[Node, Layout] = graph.cache["layouts"]
-    return found
-
-
+@once
 def gates(graph: LayerGraph) -> set[Node]:
     """Nodes of side branches that rejoin a map by multiplication (squeeze-and-excitation, CBAM, selective kernels).
 
     A gate is the factor of a product that was squashed, or holds fewer positions or channels than the other; its
     branch is what leads to it and not to the other factor.
     """
-    if "gates" in graph.cache:
-        cached: set[Node] = graph.cache["gates"]
-        return cached
     where = order(graph)
     nodes = list(where)
-    bits, layout = ancestors(graph), layout_of(graph)
+    bits, layout = ancestors(graph), layouts(graph)
     found: set[Node] = set()
     for node in nodes:
         call: Call | None = node.meta.get(CALL)
@@ -93,7 +77,6 @@ def gates(graph: LayerGraph) -> set[Node]:
             low = only & -only
             found.add(nodes[low.bit_length() - 1])
             only ^= low
-    graph.cache["gates"] = found
     return found
 
 
@@ -114,11 +97,9 @@ def _squashed(node: Node) -> bool:
     return False
 
 
+@once
 def outputs(graph: LayerGraph) -> set[Node]:
     """Nodes whose value leaves the model, also through reshapes, activations and dropout."""
-    if "outputs" in graph.cache:
-        cached: set[Node] = graph.cache["outputs"]
-        return cached
     found: set[Node] = set()
     queue = [n for node in graph.graph.nodes if node.op == "output" for n in node.all_input_nodes]
     while queue:
@@ -129,7 +110,6 @@ def outputs(graph: LayerGraph) -> set[Node]:
         call: Call | None = node.meta.get(CALL)
         if call is None or call.kind in ("reshape", "activation", "dropout") or call.op == "identity":
             queue += node.all_input_nodes
-    graph.cache["outputs"] = found
     return found
 
 

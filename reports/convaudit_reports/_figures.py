@@ -230,12 +230,9 @@ def reasons(result: AuditResult) -> dict[str, str]:
     codes = {finding.rule for target in result.targets for finding in target.findings}
     if not codes:
         return found
-    try:
-        from convaudit.registry import rules
+    from convaudit.registry import rules
 
-        known = rules()
-    except Exception:  # noqa: BLE001 - a report of saved data must not fail because a rule's file does not import
-        return found
+    known = rules()
     for code in codes & set(known):
         text = _section(known[code].documentation(), "Why it matters")
         if text:

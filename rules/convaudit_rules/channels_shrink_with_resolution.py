@@ -45,10 +45,11 @@ class ChannelsShrinkWithResolution(Rule):
     code = "CNV302"
     name = "channels-shrink-with-resolution"
     changes_state_dict = True
+    needs_complete = True
 
     def check(self, context: Context) -> Iterator[Finding]:
         """At most one finding, at the first narrower stage."""
-        if context.graph.status == "partial" or not context.is_classifier:
+        if not context.is_classifier:
             return
         convs = {conv.node: conv for conv in context.backbone if not conv.last and not self._stem(conv.node)}
         first: dict[tuple[int, ...], str] = {}

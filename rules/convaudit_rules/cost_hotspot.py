@@ -51,13 +51,14 @@ class CostHotspot(Rule):
     name = "cost-hotspot"
     severity = "info"
     changes_state_dict = True
+    needs_complete = True
     options = CostHotspotOptions
 
     def check(self, context: Context) -> Iterator[Finding]:
         """One finding for the model, with all such layers."""
         options, totals = context.options, context.graph.totals
         assert isinstance(options, CostHotspotOptions)
-        if totals is None or context.graph.status == "partial":
+        if totals is None:
             return
         rows = [row for row in context.graph.layers if row.call is not None]
         if len({row.name for row in rows if row.parameters and row.kind in _WEIGHTED}) < options.min_layers:

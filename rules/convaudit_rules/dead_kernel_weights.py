@@ -41,11 +41,12 @@ class DeadKernelWeights(Rule):
     code = "CNV207"
     name = "dead-kernel-weights"
     changes_state_dict = True
+    needs_complete = True
 
     def check(self, context: Context) -> Iterator[Finding]:
         """One finding for the model, with all such layers."""
         totals = context.graph.totals
-        if context.graph.status == "partial" or totals is None or context.attends:
+        if totals is None or context.attends:
             return
         alive: dict[str, list[set[int]]] = {}
         convs: dict[str, ConvConfig] = {}

@@ -45,11 +45,10 @@ class DeepPlainStack(Rule):
     code = "CNV401"
     name = "deep-plain-stack"
     changes_state_dict = True
+    needs_complete = True
 
     def check(self, context: Context) -> Iterator[Finding]:
         """At most one finding, at the longest chain's first layer."""
-        if context.graph.status == "partial":
-            return
         chains: dict[Node, tuple[tuple[str, ...], bool]] = {}
         best: tuple[tuple[str, ...], bool] = ((), False)
         for node in context.graph.graph.nodes:

@@ -41,12 +41,13 @@ class LowConvParameterShare(Rule):
     code = "CNV103"
     name = "low-conv-parameter-share"
     changes_state_dict = True
+    needs_complete = True
 
     def check(self, context: Context) -> Iterator[Finding]:
         """At most one finding."""
         graph = context.graph
         attention = any(c.kind == "attention" or (c.kind == "matmul" and len(c.inputs) > 1) for _, c in graph.calls)
-        if graph.status == "partial" or attention:
+        if attention:
             return
         conv = sum(row.parameters for row in graph.layers if row.kind == "conv")
         layers = {layer.call.layer: layer for layer in context.fc_layers if not layer.cell}

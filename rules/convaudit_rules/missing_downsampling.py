@@ -38,11 +38,12 @@ class MissingDownsampling(Rule):
     code = "CNV408"
     name = "missing-downsampling"
     changes_state_dict = False
+    needs_complete = True
 
     def check(self, context: Context) -> Iterator[Finding]:
         """At most one finding."""
         image, totals = context.image_size, context.graph.totals
-        if context.graph.status == "partial" or totals is None or not context.is_classifier or len(image) < 2:
+        if totals is None or not context.is_classifier or len(image) < 2:
             return
         if not totals.macs or (max(image) <= 64 and totals.macs < 1_000_000_000):
             return

@@ -41,11 +41,12 @@ class ReceptiveFieldExceedsInput(Rule):
     name = "receptive-field-exceeds-input"
     severity = "info"
     changes_state_dict = True
+    needs_complete = True
 
     def check(self, context: Context) -> Iterator[Finding]:
         """At most one finding."""
         image = context.image_size
-        if context.graph.status == "partial" or not context.is_classifier or len(image) < 2 or context.attends:
+        if not context.is_classifier or len(image) < 2 or context.attends:
             return
         if max(image) <= 1:
             return

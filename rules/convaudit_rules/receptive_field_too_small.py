@@ -42,11 +42,12 @@ class ReceptiveFieldTooSmall(Rule):
     code = "CNV205"
     name = "receptive-field-too-small"
     changes_state_dict = True
+    needs_complete = True
 
     def check(self, context: Context) -> Iterator[Finding]:
         """At most one finding."""
         image = context.image_size
-        if context.graph.status == "partial" or not context.is_classifier or len(image) < 2:
+        if not context.is_classifier or len(image) < 2:
             return
         if self._rearranges(context):
             return

@@ -43,11 +43,10 @@ class RepresentationalBottleneck(Rule):
     name = "representational-bottleneck"
     severity = "info"
     changes_state_dict = True
+    needs_complete = True
 
     def check(self, context: Context) -> Iterator[Finding]:
         """One finding for the model, with all such layers."""
-        if context.graph.status == "partial":
-            return
         drops: dict[str, tuple[int, int]] = {}
         for node in context.bottlenecks:
             call, source = node.meta.get(CALL), main_input(node)

@@ -56,14 +56,13 @@ class SkippedPixels(Rule):
     name = "skipped-pixels"
     severity = "info"
     changes_state_dict = False
+    needs_complete = True
     options = SkippedPixelsOptions
 
     def check(self, context: Context) -> Iterator[Finding]:
         """One finding for the model, with all layers that skip."""
         options = context.options
         assert isinstance(options, SkippedPixelsOptions)
-        if context.graph.status == "partial":
-            return
         unread: dict[str, float] = {}
         for source in context.graph.graph.nodes:
             skipping = [user for user in source.users if _steps(context, user, source)]

@@ -42,12 +42,11 @@ class UnusedParameters(Rule):
     code = "CNV404"
     name = "unused-parameters"
     changes_state_dict = True
+    needs_complete = True
 
     def check(self, context: Context) -> Iterator[Finding]:
         """At most one finding, with the modules that hold them."""
         graph = context.graph
-        if graph.status == "partial":
-            return
         unread = {n for n, p in graph.parameters.items() if p.requires_grad} - read_parameters(graph)
         if not unread:
             return
