@@ -35,5 +35,5 @@ zoo: .venv/.demo
 	touch $@
 
 .venv/.test: .venv/.demo
-	$(PIP) pytest pytest-xdist jsonschema playwright ruff mypy
+	$(PIP) pytest pytest-xdist jsonschema hypothesis playwright ruff mypy
 	touch $@

@@ -129,6 +129,7 @@ def totals(graph: LayerGraph) -> Totals:
         fc_parameters=sum(r.parameters for r in rows if r.kind in ("linear", "matmul") and r.name in fc),
         uncounted_ops=sorted({call.op for _, call in graph.calls if call.macs is None}) if shaped else [],
         bytes_by_dtype=by_dtype,
+        state_dict_bytes=state_dict_bytes(graph.model),
     )
 
 
@@ -163,6 +164,16 @@ def peak_activation_bytes(graph: Graph) -> int:
         peak = max(peak, live)
         live -= sum(size[s] for s in freed.get(node, ()))
     return peak
+
+
+def state_dict_bytes(model: nn.Module) -> int:
+    """Bytes of the tensors of a state_dict, shared ones once: what a checkpoint of it holds at least."""
+    held = {
+        id(t) if t.device.type == "meta" else t.data_ptr(): t.numel() * t.element_size()
+        for t in model.state_dict(keep_vars=True).values()
+        if isinstance(t, Tensor) and not nn.parameter.is_lazy(t)
+    }
+    return sum(held.values())
 
 
 def parameters_of(graph: Graph, root: dict[str, Any]) -> int:

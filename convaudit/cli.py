@@ -14,8 +14,9 @@ from convaudit.calc import calc
 from convaudit.demo import demo
 from convaudit.errors import ConvauditError
 from convaudit.explain import rule
-from convaudit.result import assemble
-from convaudit.session import audit_options, run, settings_of
+from convaudit.pool import Pool
+from convaudit.result import AuditResult, assemble
+from convaudit.session import Run, audit_options, settings_of
 from convaudit.settings import FAIL_ON, AuditSettings
 from convaudit.show import show
 
@@ -44,12 +45,17 @@ def cli() -> None:
 @click.option("--extend-select", multiple=True, metavar="CODES")
 @click.option("--ignore", multiple=True, metavar="CODES")
 @click.option("--fail-on", type=click.Choice(FAIL_ON))
-@click.option("--format", "format_name", default="text", show_default=True, metavar="text|json|markdown|html")
+@click.option("--format", "format_name", default="text", show_default=True, metavar="NAME", help="What to print: text, json, markdown, html, github, gitlab, sarif, junit, csv.")
 @click.option("-o", "--output", "outputs", multiple=True, type=click.Path(path_type=Path), help="Report file; repeats.")
+@click.option("--baseline", type=click.Path(path_type=Path), help="Accept the findings in this file.")
+@click.option("--write-baseline", type=click.Path(path_type=Path), help="Accept today's findings: write them there.")
+@click.option("--prune-baseline", is_flag=True, help="Take entries out of the baseline that match nothing any more.")
+@click.option("--add-ignore", is_flag=True, help="Write an ignore comment for each of today's findings.")
+@click.option("--changed", is_flag=True, help="Targets are files of a commit: audit the models that import them too.")
+@click.option("--allow-code", is_flag=True, help="Run model files of folders outside this repository.")
 @click.option("--pretrained", is_flag=True, help="Lower findings that would break existing weights to info.")
 @click.option("--dataset-size", type=click.IntRange(1))
 @click.option("--require-complete", is_flag=True, help="A partial trace is an error.")
-@click.option("--no-cache", is_flag=True, help="Accepted; nothing is cached yet.")
 @click.option("--exit-zero", is_flag=True, help="Exit 0 whatever is found (never hides a 2).")
 @click.option("--quiet", is_flag=True, help="Findings only, one line each.")
 @click.option("--statistics", is_flag=True, help="Count findings by rule, in place of the report.")
@@ -57,35 +63,41 @@ def cli() -> None:
 @click.option("--show", "show_what", type=click.Choice(["info"]))
 def check(
     targets: tuple[str, ...], format_name: str, outputs: tuple[Path, ...], exit_zero: bool, quiet: bool, show_what: str | None,
-    jobs: int, no_cache: bool, statistics: bool, show_settings: bool, **options: Any,
+    jobs: int, statistics: bool, show_settings: bool, changed: bool, allow_code: bool, add_ignore: bool, **options: Any,
 ) -> None:  # fmt: skip
-    """Audit models: model.py:Net, package.module:factory, timm:NAME, torchvision:NAME."""
-    from convaudit import output, registry
-    from convaudit.pool import Pool
+    """Audit models: model.py:Net, model.py, a folder, package.module:factory, timm:NAME, torchvision:NAME."""
+    from convaudit import output
+    from convaudit.selection import select
 
+    settings = settings_of(options, targets)
     if show_settings:
-        click.echo(settings_of(options, targets).text(), nl=False)
+        click.echo(settings.text(), nl=False)
         return
-    if not targets:
+    if not targets and not changed:
         raise click.UsageError("Missing argument 'TARGETS...'.")
-    pool = Pool(jobs)
+    selection = select(targets, settings, changed=changed, allow_code=allow_code)
+    for line in selection.lines:
+        click.echo(f"convaudit: {line}", err=True)
     try:
-        settings = settings_of(options, targets)
-        writers = [(path, output.report_for(path)) for path in outputs]
-        report = output.report(format_name)
-        for path in outputs:
-            output.check_writable(path)
-        named, lost = _named_targets(targets, settings)
-        for problem in registry.load_problems():
-            click.echo(f"convaudit: {problem}", err=True)
-        result = run(pool, named, settings, options)
-        if not settings.strict:
-            result = _without_unbuilt(result, set(named) - set(targets))
+        run = Run(selection.targets, settings, options)
+        with Pool(jobs) as pool:
+            if not run.complete:
+                pool.start()
+            writers = [(path, output.report_for(path)) for path in outputs]
+            report = output.report(format_name)
+            for path in outputs:
+                output.check_writable(path)
+            if not run.complete:
+                _name_broken_plugins()
+            result = run.results(pool)
     except KeyboardInterrupt:
         click.echo("convaudit: interrupted", err=True)
         sys.exit(130)
-    finally:
-        pool.close()
+    if not settings.strict:
+        result = _without_unbuilt(result, selection.discovered)
+    result = run.verdict(result, settings, options)
+    if add_ignore:
+        _add_ignore(result, settings)
     for path, writer in writers:
         output.write(path, writer.render(result))
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
@@ -96,27 +108,46 @@ def check(
     else:
         text = report.render(result, color=colour, show_info=show_what == "info", quiet=quiet)
     click.echo(text, nl=bool(text) and not text.endswith("\n"))
+    output.append_job_summary(format_name, report, result)
     for failed in (t for t in result.targets if t.error is not None):
         assert failed.error is not None
         click.echo(f"convaudit: {failed.target}: {failed.error.message}", err=True)
-    if result.summary.failed or lost:
+    if result.summary.failed or selection.lost:
         sys.exit(2)
     sys.exit(0 if exit_zero else _exit_code(result, settings.fail_on))
 
 
-def _without_unbuilt(result: Any, discovered: set[str]) -> Any:
-    """The result without models that a plain FILE holds and that cannot be built by themselves: a line each."""
+def _name_broken_plugins() -> None:
+    from convaudit import registry
+
+    for problem in registry.load_problems():
+        click.echo(f"convaudit: {problem}", err=True)
+
+
+def _add_ignore(result: AuditResult, settings: AuditSettings) -> None:
+    from convaudit import suppressions
+
+    written, left = suppressions.add_comments(result, _levels(settings.fail_on) or ("error", "warning"))
+    click.echo(f"convaudit: wrote {written} ignore comments", err=True)
+    for line in left:
+        click.echo(f"convaudit: not written: {line}", err=True)
+
+
+def _without_unbuilt(result: AuditResult, discovered: set[str]) -> AuditResult:
+    """The result without models that nobody named and that cannot be audited by themselves: a line each."""
     kept = []
     for target in result.targets:
-        error = target.error
-        if error is not None and target.target in discovered and error.step in ("import", "construct", "input"):
-            click.echo(f"convaudit: {target.target} is not audited: {error.message}", err=True)
+        said = target.error.message if target.error is not None else None
+        if said is None and target.totals is not None and not target.totals.parameters:
+            said = "it has no parameters"
+        if said is not None and target.target in discovered:
+            click.echo(f"convaudit: {target.target} is not audited: {said.removeprefix(f'{target.target}: ')}", err=True)
         else:
             kept.append(target)
     return assemble(kept)
 
 
-def _statistics(result: Any) -> str:
+def _statistics(result: AuditResult) -> str:
     """One line a rule: how often it spoke, most first."""
     counts: dict[tuple[str, str, str], int] = {}
     for finding in (f for t in result.targets for f in t.findings if f.suppressed is None):
@@ -128,31 +159,25 @@ def _statistics(result: Any) -> str:
     )
 
 
-def _exit_code(result: Any, fail_on: str) -> int:
-    levels = {"error": ("error",), "warning": ("error", "warning"), "info": ("error", "warning", "info"), "never": ()}
-    return int(any(getattr(result.summary, level) for level in levels[fail_on]))
+def _levels(fail_on: str) -> tuple[str, ...]:
+    """The severities that fail a run."""
+    return {"error": ("error",), "warning": ("error", "warning"), "info": ("error", "warning", "info")}.get(fail_on, ())
 
 
-def _named_targets(targets: tuple[str, ...], settings: AuditSettings) -> tuple[list[str], bool]:
-    """Targets with a plain FILE replaced by the models in it; whether a plain file was refused."""
-    from convaudit.discovery import models_in
+def _exit_code(result: AuditResult, fail_on: str) -> int:
+    return int(any(getattr(result.summary, level) for level in _levels(fail_on)))
 
-    named, lost = [], False
-    for target in targets:
-        if target.endswith(".py") and Path(target).is_file():
-            configured = {
-                table.match.rpartition(":")[2]
-                for table in settings.target
-                if table.args and table.fits(f"{target}:{table.match.rpartition(':')[2]}", settings.root)
-            }
-            found, problem = models_in(Path(target), configured)
-            if problem is not None:
-                click.echo(f"convaudit: {problem}", err=True)
-                lost = lost or settings.strict or "syntax error" in problem
-            named += [f"{target}:{name}" for name in found]
-        else:
-            named.append(target)
-    return named, lost
+
+@cli.command("cache")
+@click.argument("action", type=click.Choice(["clean", "dir"]))
+def cache_command(action: str) -> None:
+    """Empty the cache of results, or print its folder."""
+    from convaudit import cache
+
+    if action == "dir":
+        click.echo(cache.folder())
+    else:
+        click.echo(f"removed {cache.clean()} entries from {cache.folder()}")
 
 
 for _command in (show, rule, calc, demo):

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from convaudit.paths import LIBRARY, relative_path
 from convaudit.result import Location
 
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _OWN = os.path.dirname(__file__) + os.sep
-_LIBRARY = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
 
 
 class ConstructionLines:
@@ -32,7 +32,7 @@ class ConstructionLines:
             path = frame.f_code.co_filename
             own_constructor = frame.f_code.co_name == "__init__" and frame.f_locals.get("self") is module
             if not own_constructor and not path.startswith((_TORCH, _OWN, "<")):
-                if not any(part in path for part in _LIBRARY):
+                if not any(part in path for part in LIBRARY):
                     self._made[id(module)] = (module, path, frame.f_lineno)
                     return
                 library = library or (path, frame.f_lineno)
@@ -64,25 +64,3 @@ def construction_locations() -> Iterator[ConstructionLines]:
         yield lines
     finally:
         nn.Module.__init__ = original  # type: ignore[method-assign]
-
-
-def relative_path(path: str) -> str:
-    """``path`` relative to the repository root (or the working directory), or to site-packages; else absolute."""
-    path = os.path.abspath(path)
-    for part in _LIBRARY:
-        if part in path:
-            return path.rpartition(part)[2]
-    root = repository_root(os.getcwd())
-    return os.path.relpath(path, root) if path.startswith(root + os.sep) else path
-
-
-def repository_root(folder: str) -> str:
-    """The nearest folder upwards that holds ``.git``; the folder itself where there is none."""
-    at = folder
-    while True:
-        if os.path.exists(os.path.join(at, ".git")):
-            return at
-        parent = os.path.dirname(at)
-        if parent == at:
-            return folder
-        at = parent

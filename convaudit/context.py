@@ -16,6 +16,7 @@ from convaudit.errors import TargetError
 from convaudit.fc_layers import FCLayer, fc_layers
 from convaudit.graph import CALL, VAL, Call, LayerGraph, mapped, shape_of, tensors
 from convaudit.layout import Layout, layouts
+from convaudit.paths import target_key
 from convaudit.receptive_field import ReceptiveField, receptive_fields
 from convaudit.result import Alternative, Finding, Saving
 from convaudit.rewrite import Rewrite, RewriteFailed
@@ -229,7 +230,7 @@ class Context:
             evidence=evidence or {},
             changes_state_dict=self.rule.changes_state_dict if changes_state_dict is None else changes_state_dict,
             suggestion=suggestion,
-            fingerprint=f"{self.rule.code}:{self.target}:{first or '*'}",
+            fingerprint=f"{self.rule.code}:{target_key(self.target)}:{first or '*'}",
         )
 
 

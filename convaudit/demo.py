@@ -24,6 +24,7 @@ def demo(output_dir: Path, jobs: int) -> None:
     """Audit the article's networks and a few real ones; write report.html, report.md and report.json."""
     from convaudit import output
     from convaudit.pool import Pool
+    from convaudit.result import assemble
     from convaudit.session import ask
     from convaudit.settings import AuditSettings
 
@@ -32,12 +33,9 @@ def demo(output_dir: Path, jobs: int) -> None:
     requests += [
         {"target": name, "settings": settings} for name in REAL if importlib.util.find_spec(name.partition(":")[0])
     ]
-    pool = Pool(jobs)
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        result = ask(pool, requests, 120.0)
-    finally:
-        pool.close()
+    output_dir.mkdir(parents=True, exist_ok=True)
+    with Pool(jobs) as pool:
+        result = assemble([answer.result for answer in ask(pool, requests, 120.0)])
     click.echo(output.report("text").render(result, color=sys.stdout.isatty()), nl=False)
     for suffix in (".html", ".md", ".json"):
         path = output_dir / f"report{suffix}"

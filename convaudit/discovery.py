@@ -1,58 +1,413 @@
-"""Which classes of a plain file are models, read from its source: nothing runs, torch is not imported."""
+"""Which classes and functions of a project are models, read from its source: nothing runs, torch is not imported.
+
+A model is an ``nn.Module`` class that no other model of the project is made of, or a function without required
+arguments that returns one. A class that needs arguments gives way to the functions that make it, or else to the
+classes it is made of.
+"""
 
 from __future__ import annotations
 
 import ast
-from fnmatch import fnmatchcase
+import functools
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
-_BASES = {"Module", "Sequential", "LightningModule"}
+_MODULES = {"Module", "Sequential", "LightningModule"}
+_LIBRARIES = ("torch.nn", "torchvision.models", "timm", "pytorch_lightning", "lightning")
+_NO_MODELS = ("Loss", "Criterion", "Metric", "Dataset", "DataModule", "Sampler", "Transform", "Optimizer", "Scheduler")
+_SKIPPED = {".git", ".hg", ".venv", "venv", "env", "node_modules", "site-packages", "__pycache__", "build", "dist",
+            ".tox", ".nox", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".eggs"}  # fmt: skip
+CHECKPOINTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".pt2")
+
+Name = tuple[Path, str]
+"""A definition: its file and its name."""
 
 
-def models_in(path: Path, configured: set[str] | None = None) -> tuple[list[str], str | None]:
-    """Names of the models a file defines, and one line where there is something to say instead.
+@dataclass
+class Definition:
+    """A top-level class, function or variable of one file."""
 
-    A model is a Module class that no other class of the file uses and whose constructor needs no arguments, or has
-    them ``configured`` (class names, globs).
-    """
-    try:
-        tree = ast.parse(path.read_bytes(), str(path))
-    except OSError as error:
-        return [], f"{path}: cannot be read: {error.strerror}"
-    except (SyntaxError, ValueError) as error:
-        return [], f"{path}:{getattr(error, 'lineno', 1)}: syntax error: {getattr(error, 'msg', error)}"
-    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
-    modules: dict[str, ast.ClassDef] = {}
-    for node in classes:
-        bases = {_last_name(base) for base in node.bases}
-        if bases & (_BASES | set(modules)):
-            modules[node.name] = node
-    used = {
-        word
-        for name, node in modules.items()
-        for child in ast.walk(node)
-        if (word := getattr(child, "id", None)) in modules and word != name
-    }
-    roots = [name for name in modules if name not in used]
-    given = [name for name in roots if any(fnmatchcase(name, known) for known in configured or ())]
-    buildable = [name for name in roots if name in given or not _required_arguments(modules[name], modules)]
-    left = [name for name in roots if name not in buildable]
-    if not modules:
-        return [], f"{path}: no model in it"
-    if left:
-        return buildable, f"{path}: {', '.join(left)} need arguments; audit one as {path}:{left[0]}(…)"
-    return buildable, None
+    name: str
+    line: int
+    kind: str
+    """"class", "function" or "variable"."""
+    bases: tuple[str, ...] = ()
+    required: tuple[str, ...] | None = ()
+    """Arguments without a default; None where a class takes its constructor from its base."""
+    uses: frozenset[str] = frozenset()
+    """Dotted names in its body."""
+    passed: frozenset[str] = frozenset()
+    """Dotted names that are arguments of a call in its body: ``BasicBlock`` in ``ResNet(BasicBlock, …)``."""
+    gives: frozenset[str] = frozenset()
+    """Dotted names of what a function returns or a variable holds, where that is a call."""
+    typed: bool = False
+    """A function annotated to return a Module."""
 
 
-def _last_name(node: ast.expr) -> str:
-    return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
+@dataclass
+class SourceFile:
+    """What one file defines and imports."""
+
+    path: Path
+    definitions: dict[str, Definition] = field(default_factory=dict)
+    imports: dict[str, tuple[int, str, str | None]] = field(default_factory=dict)
+    """Local name → (relative level, module, name in it or None for the module itself)."""
 
 
-def _required_arguments(node: ast.ClassDef, modules: dict[str, ast.ClassDef]) -> bool:
+@dataclass
+class Discovered:
+    """The models of one file: targets to audit, and one line for each that cannot be built by itself."""
+
+    targets: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+    problem: str | None = None
+    syntax_error: bool = False
+
+
+class Project:
+    """The Python files of a repository (or of a folder outside one), parsed when first needed."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.resolve()
+        self._parsed: dict[Path, SourceFile] = {}
+        self._modules: dict[Name, bool] = {}
+
+    @functools.cached_property
+    def files(self) -> list[Path]:
+        """Every .py file that git knows or does not ignore; without git, every one outside the usual folders."""
+        return [self.root / name for name in _listed(self.root) if name.endswith(".py")]
+
+    @functools.cached_property
+    def _texts(self) -> dict[Path, bytes]:
+        texts = {}
+        for path in self.files:
+            try:
+                texts[path] = path.read_bytes()
+            except OSError:  # gone, or not ours to read: it cannot name a model either
+                continue
+        return texts
+
+    def parse(self, path: Path) -> SourceFile:
+        """The definitions of a file. Raises OSError, SyntaxError or ValueError."""
+        path = path.resolve()
+        if path not in self._parsed:
+            self._parsed[path] = _read(path)
+        return self._parsed[path]
+
+    def _known(self, path: Path) -> SourceFile | None:
+        try:
+            return self.parse(path)
+        except (OSError, SyntaxError, ValueError, RecursionError):
+            return None
+
+    def resolve(self, path: Path, dotted: str, depth: int = 0) -> Name | str | None:
+        """Where a dotted name of a file is defined: (file, name), or the full dotted name of a library's."""
+        source = self._known(path)
+        if source is None or depth > 8:
+            return None
+        head, _, rest = dotted.partition(".")
+        if head in source.definitions and not rest:
+            return path.resolve(), head
+        if head not in source.imports:
+            return None
+        level, module, name = source.imports[head]
+        found, inner = self._module_file(path, level, module, name)
+        wanted = ".".join(part for part in (inner, rest) if part)
+        if found is None:
+            return ".".join(part for part in (module, name, rest) if part)
+        return self.resolve(found, wanted, depth + 1) if wanted else None
+
+    def _module_file(self, path: Path, level: int, module: str, name: str | None) -> tuple[Path | None, str]:
+        """The project's file of an import, and the name looked for in it."""
+        parts = [part for part in module.split(".") if part]
+        folders = [path.parent, self.root] if not level else [Path(path.parent, *[".."] * (level - 1))]
+        for folder in folders:
+            for names, inner in (([*parts, name], "") if name else (parts, ""), (parts, name or "")):
+                base = Path(folder, *[str(part) for part in names])
+                for candidate in (base.with_suffix(".py"), base / "__init__.py"):
+                    if names and candidate.is_file():
+                        return candidate.resolve(), inner
+                if not names and (base / "__init__.py").is_file():
+                    return (base / "__init__.py").resolve(), inner
+        return None, name or ""
+
+    def is_module(self, path: Path, name: str, depth: int = 0) -> bool:
+        """Whether a class is an ``nn.Module``, through bases in other files of the project."""
+        key = (path.resolve(), name)
+        if key not in self._modules:
+            self._modules[key] = False  # a cycle is none
+            source = self._known(path)
+            found = source.definitions.get(name) if source else None
+            if found is not None and found.kind == "class" and depth < 16:
+                self._modules[key] = any(self._is_base(path, base, depth) for base in found.bases)
+        return self._modules[key]
+
+    def _is_base(self, path: Path, base: str, depth: int) -> bool:
+        where = self.resolve(path, base)
+        if isinstance(where, tuple):
+            return self.is_module(*where, depth + 1)
+        full = where or base
+        last = full.rpartition(".")[2]
+        return last in _MODULES or (full.startswith(_LIBRARIES) and not last.endswith(_NO_MODELS))
+
+    def required(self, path: Path, name: str, depth: int = 0) -> tuple[str, ...]:
+        """Arguments a definition cannot be called without, a base's constructor included."""
+        source = self._known(path)
+        found = source.definitions.get(name) if source else None
+        if found is None or depth > 16:
+            return ()
+        if found.required is not None:
+            return found.required
+        for base in found.bases:
+            where = self.resolve(path, base)
+            if isinstance(where, tuple) and self.is_module(*where):
+                return self.required(*where, depth + 1)
+        return ()
+
+    def makes(self, path: Path, definition: Definition, depth: int = 0) -> tuple[bool, Name | None]:
+        """Whether a function or variable gives a Module, and the project's class it is, where known."""
+        for dotted in sorted(definition.gives):
+            where = self.resolve(path, dotted)
+            if isinstance(where, tuple):
+                if self.is_module(*where):
+                    return True, where
+                source = self._known(where[0])
+                inner = source.definitions.get(where[1]) if source else None
+                if inner is not None and inner.kind == "function" and depth < 8:
+                    given, of = self.makes(where[0], inner, depth + 1)
+                    if given:
+                        return True, of
+            elif (where or dotted).startswith(_LIBRARIES) and not (where or dotted).endswith(_NO_MODELS):
+                last = (where or dotted).rpartition(".")[2]
+                if last in _MODULES or not (where or dotted).startswith("torch.nn"):
+                    return True, None
+        return definition.typed, None
+
+    @functools.cached_property
+    def _mentions(self) -> Callable[[str], list[Path]]:
+        def mentions(word: str) -> list[Path]:
+            needle = word.encode()
+            return [path for path, text in self._texts.items() if needle in text]
+
+        return functools.cache(mentions)
+
+    def _readers(self, key: Name) -> Iterator[tuple[Path, Definition]]:
+        """Definitions that name this one: Module classes anywhere in their body, functions as a value they pass on."""
+        for user in dict.fromkeys([key[0], *self._mentions(key[1])]):
+            source = self._known(user)
+            for definition in source.definitions.values() if source else ():
+                module = definition.kind == "class" and self.is_module(user, definition.name)
+                inside = definition.uses if module else definition.passed
+                if (user, definition.name) != key and any(
+                    dotted.rpartition(".")[2] == key[1] and self.resolve(user, dotted) == key for dotted in inside
+                ):
+                    yield user, definition
+
+    def makers(self, key: Name) -> list[Name]:
+        """Functions without required arguments, and variables, that give an instance of the class."""
+        return [
+            (path, definition.name)
+            for path in dict.fromkeys([key[0], *self._mentions(key[1])])
+            for definition in getattr(self._known(path), "definitions", {}).values()
+            if _offers(definition) and self.makes(path, definition)[1] == key
+        ]
+
+    def is_part(self, key: Name) -> bool:
+        """Whether a model that can be built is made of this class, or it is handed to a call as a value."""
+        return any(
+            definition.kind != "class" or not self.required(user, definition.name) or self.makers((user, definition.name))
+            for user, definition in self._readers(key)
+        )
+
+    def importers(self, changed: list[Path]) -> list[Path]:
+        """Files of the project that import one of ``changed``, through others, in the project's order."""
+        found: set[Path] = set()
+        queue = [path.resolve() for path in changed]
+        while queue:
+            path = queue.pop()
+            word = path.parent.name if path.name == "__init__.py" else path.stem
+            for user in self._mentions(word):
+                if user in found or user == path:
+                    continue
+                source = self._known(user)
+                if source is not None and any(
+                    self._module_file(user, *imported)[0] == path for imported in source.imports.values()
+                ):
+                    found.add(user)
+                    queue.append(user)
+        given = {path.resolve() for path in changed}
+        return [path for path in self.files if path in found - given]
+
+    def models_in(self, path: Path, shown: str, configured: Callable[[str], bool] = lambda _: False) -> Discovered:
+        """The models of one file; targets are spelled ``shown:NAME``. ``configured`` says whose arguments are known."""
+        try:
+            source = self.parse(path)
+        except OSError as error:
+            return Discovered(problem=f"{shown}: cannot be read: {error.strerror}")
+        except (SyntaxError, ValueError, RecursionError) as error:
+            said = getattr(error, "msg", error)
+            return Discovered(problem=f"{shown}:{getattr(error, 'lineno', None) or 1}: syntax error: {said}", syntax_error=True)
+        found = Discovered()
+        classes = [d for d in source.definitions.values() if d.kind == "class" and self.is_module(path, d.name)]
+        names: list[str] = []
+        for definition in source.definitions.values():
+            key, spelled = (path.resolve(), definition.name), f"{shown}:{definition.name}"
+            if definition.kind != "class":
+                given, of = self.makes(path, definition)
+                if (given and configured(spelled)) or (given and _offers(definition) and not self.is_part(key) and (of is None or self.required(*of))):
+                    names.append(spelled)
+            elif definition in classes and configured(spelled):
+                names.append(spelled)
+            elif definition in classes and not definition.name.endswith(_NO_MODELS) and not self.is_part(key):
+                missing = self.required(path, definition.name)
+                elsewhere = [maker for maker in self.makers(key) if maker[0] != key[0]]
+                if not missing:
+                    names.append(spelled)
+                elif elsewhere:
+                    names += [f"{os.path.relpath(maker)}:{name}" for maker, name in elsewhere]
+                elif not self.makers(key) and not any(True for _ in self._readers(key)):
+                    found.left.append(
+                        f"{shown}:{definition.line}: {definition.name} needs {', '.join(missing)}; audit it as {spelled}(…)"
+                    )
+        found.targets = list(dict.fromkeys(names))
+        if not classes and not names:
+            found.problem = f"{shown}: no model in it"
+        return found
+
+
+def _offers(definition: Definition) -> bool:
+    """Whether a function or variable is there to be taken as a model: no required arguments, no private or test name."""
+    name = definition.name
+    return definition.kind != "class" and not definition.required and not name.startswith(("_", "test")) and name != "main"
+
+
+def is_test(path: Path) -> bool:
+    """Whether a file is a test by pytest's names: its models are toys."""
+    return path.name.startswith("test_") or path.stem.endswith("_test") or path.name == "conftest.py"
+
+
+def in_tree(folder: Path) -> Iterator[Path]:
+    """Every file below a folder, the usual folders of tools left out, sorted."""
+    for name in _walked(folder):
+        yield folder / name
+
+
+def _listed(root: Path) -> list[str]:
+    if (root / ".git").exists():
+        try:
+            done = subprocess.run(
+                ["git", "ls-files", "-z", "-co", "--exclude-standard", "--deduplicate"], cwd=root, capture_output=True,
+                timeout=20, check=True,
+            )  # fmt: skip
+            return sorted(os.fsdecode(name) for name in done.stdout.split(b"\0") if name)
+        except (OSError, subprocess.SubprocessError):
+            return _walked(root)  # no git here, or not its repository
+    return _walked(root)
+
+
+def _walked(root: Path) -> list[str]:
+    found = []
+    for folder, folders, files in os.walk(root):
+        folders[:] = sorted(f for f in folders if f not in _SKIPPED)
+        found += [os.path.relpath(os.path.join(folder, name), root) for name in sorted(files)]
+    return found
+
+
+def _read(path: Path) -> SourceFile:
+    source = SourceFile(path)
+    data = path.read_bytes()
+    for node in _statements(ast.parse(data, str(path)).body):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                name = alias.asname or alias.name.partition(".")[0]
+                source.imports[name] = (0, alias.name if alias.asname else name, None)
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                source.imports[alias.asname or alias.name] = (node.level, node.module or "", alias.name)
+        elif isinstance(node, ast.ClassDef):
+            uses, passed = _names(node)
+            bases = tuple(filter(None, map(_dotted, node.bases)))
+            source.definitions[node.name] = Definition(
+                node.name, node.lineno, "class", bases, _constructor(node), uses, passed
+            )
+        elif isinstance(node, ast.FunctionDef):
+            uses, passed = _names(node)
+            source.definitions[node.name] = Definition(
+                node.name, node.lineno, "function", (), _required(node.args, 0), uses, passed, _given(node),
+                bool(node.returns is not None and (_dotted(node.returns) or "").rpartition(".")[2] in _MODULES),
+            )  # fmt: skip
+        elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
+            maker = _dotted(node.value.func)
+            for target in node.targets:
+                if isinstance(target, ast.Name) and maker:
+                    source.definitions.setdefault(
+                        target.id, Definition(target.id, node.lineno, "variable", gives=frozenset({maker}))
+                    )
+    return source
+
+
+def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """Top-level statements, those under ``try`` and ``if`` included, the script part left out."""
+    for node in body:
+        if isinstance(node, ast.If):
+            if not any(isinstance(n, ast.Name) and n.id == "__name__" for n in ast.walk(node.test)):
+                yield from _statements(node.body + node.orelse)
+        elif isinstance(node, ast.Try):
+            yield from _statements(node.body + [s for h in node.handlers for s in h.body] + node.orelse)
+        else:
+            yield node
+
+
+def _dotted(node: ast.expr) -> str | None:
+    parts: list[str] = []
+    while isinstance(node, ast.Attribute):
+        parts.append(node.attr)
+        node = node.value
+    if isinstance(node, ast.Subscript):
+        return _dotted(node.value)
+    return ".".join([node.id, *reversed(parts)]) if isinstance(node, ast.Name) else None
+
+
+def _names(node: ast.AST) -> tuple[frozenset[str], frozenset[str]]:
+    uses, passed = set(), set()
+    for child in ast.walk(node):
+        if isinstance(child, (ast.Name, ast.Attribute)) and (name := _dotted(child)):
+            uses.add(name)
+        elif isinstance(child, ast.Call):
+            values = [*child.args, *(keyword.value for keyword in child.keywords)]
+            passed |= {name for value in values if (name := _dotted(value))}
+    return frozenset(uses), frozenset(passed)
+
+
+def _constructor(node: ast.ClassDef) -> tuple[str, ...] | None:
     for item in node.body:
         if isinstance(item, ast.FunctionDef) and item.name == "__init__":
-            positional = len(item.args.posonlyargs + item.args.args) - 1 - len(item.args.defaults)
-            keyword = sum(default is None for default in item.args.kw_defaults)
-            return positional > 0 or keyword > 0
-    parents = [modules[name] for base in node.bases if (name := _last_name(base)) in modules]
-    return any(_required_arguments(parent, modules) for parent in parents)
+            return _required(item.args, 1)
+    return None
+
+
+def _required(arguments: ast.arguments, skipped: int) -> tuple[str, ...]:
+    positional = arguments.posonlyargs + arguments.args
+    names = [a.arg for a in positional[skipped : len(positional) - len(arguments.defaults)]]
+    return tuple(names + [a.arg for a, d in zip(arguments.kwonlyargs, arguments.kw_defaults) if d is None])
+
+
+def _given(node: ast.FunctionDef) -> frozenset[str]:
+    """Dotted names of the calls a function returns, directly or through a variable."""
+    held: dict[str, set[str]] = {}
+    given: set[str] = set()
+    for child in ast.walk(node):
+        if isinstance(child, ast.Assign) and isinstance(child.value, ast.Call) and (called := _dotted(child.value.func)):
+            for target in child.targets:
+                if isinstance(target, ast.Name):
+                    held.setdefault(target.id, set()).add(called)
+    for child in ast.walk(node):
+        if isinstance(child, ast.Return) and child.value is not None:
+            if isinstance(child.value, ast.Call) and (called := _dotted(child.value.func)):
+                given.add(called)
+            elif isinstance(child.value, ast.Name):
+                given |= held.get(child.value.id, set())
+    return frozenset(given)

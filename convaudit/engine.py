@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from fnmatch import fnmatchcase
 from typing import Any
 
-from convaudit import registry
+from convaudit import registry, suppressions
+from convaudit.accounting import location_of
 from convaudit.context import Context
 from convaudit.graph import LayerGraph
 from convaudit.result import (
@@ -32,8 +32,9 @@ def audit(model: Any, example_input: Any, **settings: Any) -> AuditResult:
     """
     args, kwargs = arguments(example_input)
     made = AuditSettings.from_mapping({k.replace("_", "-"): v for k, v in settings.items()}, "audit()")
-    target = audit_model(model, args, kwargs, target=type(model).__name__, settings=made)
-    return assemble([target])
+    name = type(model).__name__
+    target = audit_model(model, args, kwargs, target=name, settings=made.for_target(name))
+    return suppressions.apply(assemble([target]), made, None)
 
 
 def audit_model(
@@ -81,6 +82,7 @@ def audit_graph(graph: LayerGraph, example: Any, *, target: str, settings: Audit
         rule_set=RULE_SET,
         layers=graph.layers,
         findings=findings,
+        location=location_of(graph, ""),
     )
 
 
@@ -102,9 +104,6 @@ def run_rules(graph: LayerGraph, example: Any, target: str, settings: AuditSetti
         except Exception as error:  # noqa: BLE001 - a rule, perhaps a stranger's, may raise anything; it is named
             found = [_broken(code, rule, context, error)]
         for finding in found:
-            globs = settings.here.ignore_layers.get(code, [])
-            if finding.layers and all(any(fnmatchcase(name, glob) for glob in globs) for name in finding.layers):
-                finding.suppressed = "config"
             override = settings.severity.get(code)
             if override:
                 finding.severity = override

@@ -77,13 +77,9 @@ def _run_example(found: type[Rule]) -> None:
     from convaudit.session import ask
     from convaudit.settings import AuditSettings
 
-    settings = dataclasses.asdict(AuditSettings(select=[found.code], dataset_size=1000))
-    pool = Pool(1)
-    try:
-        result = ask(pool, [{"target": found.code, "rule_example": True, "settings": settings}], 60.0)
-    finally:
-        pool.close()
-    target = result.targets[0]
+    settings = dataclasses.asdict(AuditSettings(select=[found.code]))
+    with Pool() as pool:
+        target = ask(pool, [{"target": found.code, "rule_example": True, "settings": settings}], 60.0)[0].result
     if target.error is not None and target.error.type == "LookupError":
         return  # a rule about the audit itself
     if target.error is not None:

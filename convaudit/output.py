@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from convaudit import registry
 from convaudit.errors import ReportError, UsageError
+
+if TYPE_CHECKING:
+    from convaudit.result import AuditResult
 
 
 def report(name: str) -> Any:
     """The report format called ``name``. Raises :class:`UsageError` for an unknown one."""
     name = {"md": "markdown"}.get(name, name)
+    if name.isidentifier() and importlib.util.find_spec(f"convaudit_reports.{name}") and not name.startswith("_"):
+        return importlib.import_module(f"convaudit_reports.{name}")  # the others need not be imported
     found = registry.reports()
     if name not in found:
         raise UsageError(f"unknown format {name!r}; one of {', '.join(sorted(found))}")
@@ -27,6 +34,18 @@ def report_for(path: Path) -> Any:
     return by_suffix[path.suffix]
 
 
+def append_job_summary(name: str, found: Any, result: AuditResult) -> None:
+    """Append the format's summary to ``GITHUB_STEP_SUMMARY``, where the format has one and a job asks for it."""
+    where = os.environ.get("GITHUB_STEP_SUMMARY")
+    if name != "github" or not where:
+        return
+    try:
+        with open(where, "a", encoding="utf-8") as file:
+            file.write(found.job_summary(result))
+    except OSError as error:
+        raise ReportError(f"GITHUB_STEP_SUMMARY {where}: cannot be written: {error.strerror}") from error
+
+
 def check_writable(path: Path) -> None:
     """Raise :class:`ReportError` where ``path`` could not be written, before the work is done."""
     if path.is_dir():
@@ -39,9 +58,16 @@ def check_writable(path: Path) -> None:
 
 def write(path: Path, text: str) -> None:
     """Write aside, then rename. Raises :class:`ReportError`."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """As :func:`write`; a file that is replaced keeps its permissions."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        aside.write_text(text, encoding="utf-8")
+        aside.write_bytes(data)
+        if path.exists():
+            shutil.copymode(path, aside)
         os.replace(aside, path)
     except OSError as error:
         aside.unlink(missing_ok=True)

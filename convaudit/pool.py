@@ -19,6 +19,16 @@ import msgspec
 
 from convaudit.result import TargetFailure, TargetResult, failed_target
 
+
+class Answer(msgspec.Struct):
+    """What a worker says about one target, and the files outside of installed packages that it read for it."""
+
+    result: TargetResult
+    sources: list[str] = []
+    incomplete: bool = False
+    """A plugin could not be loaded: the result may change with no file changing."""
+
+
 _HOME = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _START = "import sys; sys.path[:1] = []; sys.path.append(sys.argv[1]); from convaudit.worker import main; main()"
 """Without the working directory on ``sys.path``: what lies there must not stand in for the worker's own modules."""
@@ -38,8 +48,8 @@ class Worker:
         )
         self._buffer = b""
 
-    def ask(self, request: dict[str, Any], timeout: float) -> TargetResult:
-        """The result of one target; a dead or hung worker gives a failed one (the worker is then gone)."""
+    def ask(self, request: dict[str, Any], timeout: float) -> Answer:
+        """The answer for one target; a dead or hung worker gives a failed one (the worker is then gone)."""
         target = request["target"]
         if not self.ready and (said := self._line(_START_LIMIT)) != b"ready":
             why = said.decode(errors="replace") if said else "its worker did not start"
@@ -67,7 +77,7 @@ class Worker:
             how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
             return self._lost(target, f"{target}: its process died with {how} while it was audited", "trace")
         try:
-            return msgspec.json.decode(line, type=TargetResult)
+            return msgspec.json.decode(line, type=Answer)
         except msgspec.DecodeError:
             return self._lost(target, f"{target}: its code wrote into the worker's own channel", "trace")
 
@@ -86,9 +96,9 @@ class Worker:
         line, _, self._buffer = self._buffer.partition(b"\n")
         return line
 
-    def _lost(self, target: str, message: str, step: Any) -> TargetResult:
+    def _lost(self, target: str, message: str, step: Any) -> Answer:
         self.kill()
-        return failed_target(target, TargetFailure(step, "WorkerLost", message, None, None))
+        return Answer(failed_target(target, TargetFailure(step, "WorkerLost", message, None, None)))
 
     def kill(self) -> None:
         """End the process and everything it started."""
@@ -103,20 +113,25 @@ class Worker:
 
 
 class Pool:
-    """Up to ``jobs`` workers; the first starts at once, so that torch is imported while the parent gets ready."""
+    """Up to ``jobs`` workers."""
 
     def __init__(self, jobs: int = 1) -> None:
         self.jobs = max(1, jobs)
-        self._workers: list[Worker] = [Worker()]
+        self._workers: list[Worker] = []
+
+    def start(self) -> None:
+        """Start the first worker, which takes a second to import torch, before there is work for it."""
+        if not self._workers:
+            self._workers.append(Worker())
 
     def run(
         self, requests: list[dict[str, Any]], timeout: float, done: Callable[[TargetResult], None]
-    ) -> list[TargetResult]:
-        """Results in the order of the requests; ``done`` is called after each."""
+    ) -> list[Answer]:
+        """Answers in the order of the requests; ``done`` is called after each."""
         waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
         for index in range(len(requests)):
             waiting.put(index)
-        results: dict[int, TargetResult] = {}
+        results: dict[int, Answer] = {}
 
         def serve(worker: Worker) -> None:
             while True:
@@ -128,7 +143,7 @@ class Pool:
                     worker = Worker()
                     self._workers.append(worker)
                 results[index] = worker.ask(requests[index], timeout)
-                done(results[index])
+                done(results[index].result)
 
         while len(self._workers) < min(self.jobs, len(requests)):
             self._workers.append(Worker())
@@ -139,6 +154,12 @@ class Pool:
             while thread.is_alive():
                 thread.join(0.2)
         return [results[i] for i in range(len(requests))]
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """End every worker."""

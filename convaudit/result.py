@@ -11,6 +11,7 @@ from typing import Any, Literal
 import msgspec
 
 from convaudit import __version__
+from convaudit.paths import target_key
 
 Severity = Literal["error", "warning", "info"]
 SEVERITIES: tuple[Severity, ...] = ("info", "warning", "error")  # least first
@@ -109,6 +110,8 @@ class Totals(msgspec.Struct):
     fc_parameters: int
     uncounted_ops: list[str]
     bytes_by_dtype: dict[str, int]
+    state_dict_bytes: int | None = None
+    """Parameters and persistent buffers, shared ones once."""
 
 
 class TargetResult(msgspec.Struct):
@@ -126,6 +129,13 @@ class TargetResult(msgspec.Struct):
     rule_set: str
     layers: list[LayerRow]
     findings: list[Finding]
+    location: Location | None = None
+    """Where the model's class or factory is."""
+
+    @property
+    def key(self) -> str:
+        """The target as fingerprints and baselines spell it."""
+        return target_key(self.target)
 
 
 class Summary(msgspec.Struct):
@@ -183,7 +193,7 @@ def failed_target(
         evidence={"step": failure.step, "type": failure.type},
         changes_state_dict=None,
         suggestion="",
-        fingerprint=f"CNV001:{target}:*",
+        fingerprint=f"CNV001:{target_key(target)}:*",
     )
     return TargetResult(
         target=target,
@@ -198,4 +208,5 @@ def failed_target(
         rule_set=RULE_SET,
         layers=[],
         findings=[finding],
+        location=location,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from convaudit.result import Finding, Severity
@@ -29,6 +29,8 @@ class Example:
     build: Callable[[], Any]
     inputs: tuple[tuple[int, ...], ...]
     note: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Settings it is audited with, as :func:`convaudit.audit` takes them."""
 
 
 class Rule:

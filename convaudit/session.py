@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from convaudit import baseline as baselines
+from convaudit import cache, suppressions
 from convaudit.errors import UsageError
-from convaudit.pool import Pool
+from convaudit.paths import target_key
+from convaudit.pool import Answer, Pool
 from convaudit.result import AuditResult, assemble
 from convaudit.settings import CONVENTIONS, AuditSettings, find_settings, read_settings
 
@@ -38,6 +42,11 @@ def audit_options(command: F) -> F:
             show_default=True,
             help="Seconds per target.",
         ),
+        click.option(
+            "--memory-limit", type=click.FloatRange(0, min_open=True), default=8.0, show_default=True, metavar="GB",
+            help="Memory that a target's own code may take.",
+        ),
+        click.option("--no-cache", is_flag=True, help="Audit anew, and keep nothing."),
     ):
         command = option(command)
     return command
@@ -74,31 +83,87 @@ def _codes(values: Any) -> list[str]:
     return [code.strip() for value in values or () for code in value.split(",") if code.strip()]
 
 
-def run(pool: Pool, targets: list[str], settings: AuditSettings, options: dict[str, Any]) -> AuditResult:
-    """Audit every target; a progress bar on a terminal where there is more than one."""
-    for spec in options.get("inputs") or ():
-        _check_input(spec)
-    requests = [
-        {
-            "target": target, "settings": dataclasses.asdict(settings.for_target(target)),
-            "input": list(options.get("inputs") or ()), "input_from": options.get("input_from"),
-            "submodule": options.get("submodule"), "batch": options.get("batch"),
-        }
-        for target in targets
-    ]  # fmt: skip
-    return ask(pool, requests, float(options.get("timeout") or 60.0))
+class Run:
+    """Targets to audit with their settings; those whose result is still in the cache need no worker."""
+
+    def __init__(self, targets: list[str], settings: AuditSettings, options: dict[str, Any]) -> None:
+        for spec in options.get("inputs") or ():
+            _check_input(spec)
+        self.timeout = float(options.get("timeout") or 60.0)
+        self.baseline = _baseline(settings, options)
+        self.requests = [self._request(target, settings, options) for target in targets]
+        self.keys = [] if options.get("no_cache") else [cache.key_of(request) for request in self.requests]
+        self.known = {i: kept for i, key in enumerate(self.keys) if (kept := cache.find(key)) is not None}
+
+    def _request(self, target: str, settings: AuditSettings, options: dict[str, Any]) -> dict[str, Any]:
+        here = settings.for_target(target)
+        if self.baseline is not None:
+            here.reference = self.baseline.figures(target_key(target))
+        return {
+            "target": target, "settings": dataclasses.asdict(here), "input": list(options.get("inputs") or ()),
+            "input_from": options.get("input_from"), "submodule": options.get("submodule"),
+            "batch": options.get("batch"), "memory_limit": options.get("memory_limit"),
+        }  # fmt: skip
+
+    @property
+    def complete(self) -> bool:
+        """Whether every result is known already."""
+        return len(self.known) == len(self.requests)
+
+    def results(self, pool: Pool) -> AuditResult:
+        """Every target's result, in order; new ones are kept, unless a plugin could not be loaded."""
+        missing = [i for i in range(len(self.requests)) if i not in self.known]
+        started = time.time()
+        answers = ask(pool, [self.requests[i] for i in missing], self.timeout)
+        problems = set()
+        for index, answer in zip(missing, answers):
+            if self.keys and not answer.incomplete:
+                problems.add(cache.keep(self.keys[index], answer.sources, answer.result, started))
+        for problem in problems - {None}:
+            click.echo(f"convaudit: {problem}", err=True)
+        new = dict(zip(missing, (answer.result for answer in answers)))
+        return assemble([self.known.get(i) or new[i] for i in range(len(self.requests))])
 
 
-def ask(pool: Pool, requests: list[dict[str, Any]], timeout: float) -> AuditResult:
-    """The result of the requests, in their order."""
+    def verdict(self, result: AuditResult, settings: AuditSettings, options: dict[str, Any]) -> AuditResult:
+        """The result with its suppressed findings marked; writes the baseline where that was asked for."""
+        path = options.get("write_baseline")
+        if path is not None:
+            old = baselines.read(path) if path.exists() else baselines.Baseline()
+            result = suppressions.apply(result, settings, None)
+            self.baseline = baselines.updated(old, result.targets)
+            for target in result.targets:
+                baselines.apply(self.baseline, target)
+            baselines.write(path, self.baseline)
+            kept = sum(len(entries) for entries in self.baseline.findings.values())
+            click.echo(f"convaudit: wrote {path}: {kept} accepted findings", err=True)
+            return assemble(result.targets)
+        if options.get("prune_baseline"):
+            if self.baseline is None:
+                raise UsageError("--prune-baseline: there is no baseline; name one with --baseline FILE")
+            where = options.get("baseline") or Path(settings.root, settings.baseline)
+            self.baseline = baselines.pruned(self.baseline, result.targets)
+            baselines.write(where, self.baseline)
+        return suppressions.apply(result, settings, self.baseline)
+
+
+def _baseline(settings: AuditSettings, options: dict[str, Any]) -> baselines.Baseline | None:
+    """The baseline of the command line, else of the settings (relative to their file)."""
+    if options.get("baseline"):
+        return baselines.read(options["baseline"])
+    return baselines.read(Path(settings.root, settings.baseline)) if settings.baseline else None
+
+
+def ask(pool: Pool, requests: list[dict[str, Any]], timeout: float) -> list[Answer]:
+    """Answers to the requests, in their order; a progress bar on a terminal where there is more than one."""
     if len(requests) > 1 and sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import Progress
 
         with Progress(console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task("auditing", total=len(requests))
-            return assemble(pool.run(requests, timeout, lambda _: progress.advance(task)))
-    return assemble(pool.run(requests, timeout, lambda _: None))
+            return pool.run(requests, timeout, lambda _: progress.advance(task))
+    return pool.run(requests, timeout, lambda _: None)
 
 
 def _check_input(spec: str) -> None:

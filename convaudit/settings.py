@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
+from convaudit.budgets import BUDGETS, Budget
 from convaudit.errors import SettingsError
 from convaudit.result import SEVERITIES, Severity
 
@@ -21,9 +22,8 @@ else:
 
 FAIL_ON = ("error", "warning", "info", "never")
 CONVENTIONS = ("fvcore", "two-per-mac")
-
-
-BUDGETS = ("params", "macs", "activation-bytes", "checkpoint-bytes")
+INTERNAL = ("here", "root", "reference")
+"""Fields of :class:`AuditSettings` that are no keys of a settings file."""
 
 
 @dataclass
@@ -63,9 +63,13 @@ class AuditSettings:
     strict: bool = False
     rule_set: str = "2026.11"
     input: Any = None
+    baseline: str = ""
+    per_file_ignores: dict[str, list[str]] = field(default_factory=dict)
     target: list[TargetSettings] = field(default_factory=list)
     root: str = ""
     """Folder of the settings file."""
+    reference: dict[str, int] = field(default_factory=dict)
+    """The baseline's figures for the target being audited, by budget."""
     here: TargetSettings = field(default_factory=TargetSettings)
     """The first of ``target`` that fits the target being audited."""
 
@@ -74,9 +78,13 @@ class AuditSettings:
         here = next((table for table in self.target if table.fits(target, self.root)), TargetSettings())
         return dataclasses.replace(self, here=here, target=[], pretrained=self.pretrained or here.pretrained)
 
+    def configures(self, target: str) -> bool:
+        """Whether a target table that fits gives arguments for ``FILE:NAME``."""
+        return bool(self.for_target(target).here.args)
+
     def text(self) -> str:
         """Every setting in force, one a line, spelled as in a settings file."""
-        shown = {k.replace("_", "-"): v for k, v in dataclasses.asdict(self).items() if k not in ("here", "root")}
+        shown = {k.replace("_", "-"): v for k, v in dataclasses.asdict(self).items() if k not in INTERNAL}
         where = f"# from {self.root}\n" if self.root else "# no settings file\n"
         return where + "".join(f"{key} = {json.dumps(value)}\n" for key, value in shown.items())
 
@@ -102,16 +110,20 @@ class AuditSettings:
 
     def update(self, mapping: dict[str, Any], where: str) -> None:
         """Take over checked values, as :meth:`from_mapping`."""
-        known = {f.name.replace("_", "-"): f.name for f in dataclasses.fields(self) if f.name not in ("root", "here")}
+        known = {f.name.replace("_", "-"): f.name for f in dataclasses.fields(self) if f.name not in INTERNAL}
         known["rules"] = known.pop("rule-options")
         _assign(self, {**mapping, "target": []} if "target" in mapping else mapping, known, where)
         for index, table in enumerate(_tables(mapping.get("target", []), where)):
             made = TargetSettings()
             names = {f.name.replace("_", "-"): f.name for f in dataclasses.fields(made)}
             _assign(made, table, names, f"{where}: target {index + 1}")
-            for budget in made.budget:
-                if budget not in BUDGETS:
-                    raise SettingsError(f"{where}: unknown budget {budget!r}{_nearest(budget, list(BUDGETS))}")
+            for name, budget in made.budget.items():
+                if name not in BUDGETS:
+                    raise SettingsError(f"{where}: unknown budget {name!r}{_nearest(name, list(BUDGETS))}")
+                try:
+                    Budget.parse(budget)
+                except ValueError as error:
+                    raise SettingsError(f"{where}: budget {name}: {error}") from error
             self.target.append(made)
         self._check(where)
 
@@ -124,8 +136,13 @@ class AuditSettings:
         ):
             if value not in allowed:
                 raise SettingsError(f"{where}: {key} is one of {', '.join(allowed)}, not {value!r}")
-        layers = [code for table in self.target for code in table.ignore_layers]
-        named = [*self.select, *self.extend_select, *self.ignore, *self.severity, *self.rule_options, *layers]
+        tables = [table.ignore_layers for table in self.target]
+        for key, table in [("ignore-layers", t) for t in tables] + [("per-file-ignores", self.per_file_ignores)]:
+            for name, values in table.items():
+                if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
+                    raise SettingsError(f"{where}: {key}.{name} must be a list of strings, not {values!r}")
+        ignored = [code for table in tables for code in table] + [c for v in self.per_file_ignores.values() for c in v]
+        named = [*self.select, *self.extend_select, *self.ignore, *self.severity, *self.rule_options, *ignored]
         if not named:
             return
         rules = registry.rules()

@@ -9,7 +9,7 @@ import click
 from convaudit.errors import UsageError
 from convaudit.pool import Pool
 from convaudit.result import LayerRow, TargetResult
-from convaudit.session import audit_options, run, settings_of
+from convaudit.session import Run, audit_options, settings_of
 
 NUMBERS = ("parameters", "macs", "flops", "activation-bytes")
 COLUMNS = ("type", "input", "output", *NUMBERS, "receptive-field", "line")
@@ -30,12 +30,9 @@ def show(target: str, depth: int | None, sort: str | None, columns: str | None, 
     for column in chosen:
         if column not in COLUMNS:
             raise UsageError(f"--columns: unknown {column!r}; of {', '.join(COLUMNS)}")
-    pool = Pool(1)
-    try:
-        result = run(pool, [target], settings_of(options, (target,)), options)
-    finally:
-        pool.close()
-    found = result.targets[0]
+    run = Run([target], settings_of(options, (target,)), options)
+    with Pool() as pool:
+        found = run.results(pool).targets[0]
     if found.error is not None:
         raise UsageError(f"{target}: {found.error.message}")
     for line in table(found, depth, sort, chosen):

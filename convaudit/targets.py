@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from convaudit.construction import ConstructionLines, construction_locations, relative_path
+from convaudit.construction import ConstructionLines, construction_locations
 from convaudit.errors import TargetError
+from convaudit.paths import relative_path
 
 
 @dataclass

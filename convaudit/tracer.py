@@ -716,13 +716,14 @@ def _geometry(module: nn.Module) -> str:
 
 def _user_line(error: BaseException) -> tuple[str | None, int | None]:
     """The last line of the traceback outside torch and this package."""
-    from convaudit.construction import _LIBRARY, _OWN, relative_path
+    from convaudit.construction import _OWN
+    from convaudit.paths import LIBRARY, relative_path
 
     found: tuple[str | None, int | None] = (None, None)
     step = error.__traceback__
     while step is not None:
         path = step.tb_frame.f_code.co_filename
-        if not path.startswith((_OWN, "<")) and not any(part in path for part in _LIBRARY):
+        if not path.startswith((_OWN, "<")) and not any(part in path for part in LIBRARY):
             found = (relative_path(path), step.tb_lineno)
         step = step.tb_next
     return found

@@ -11,6 +11,10 @@ import queue
 import signal
 import sys
 import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from convaudit.result import TargetResult
 
 
 def main() -> None:
@@ -31,24 +35,33 @@ def main() -> None:
     answers.flush()
     import msgspec
 
-    known = set(sys.modules)
-    path = list(sys.path)
+    from convaudit.footprint import Footprint
+    from convaudit.pool import Answer
+    from convaudit.registry import LOAD_PROBLEMS
+
+    footprint = Footprint()
     while True:
         request = json.loads(requests.get())
-        result = _answer(request)
-        answers.write(msgspec.json.encode(result) + b"\n")
+        _limit_memory(request.get("memory_limit"))
+        with footprint.watched():
+            result = _answer(request)
+        answer = Answer(result, footprint.sources(), bool(LOAD_PROBLEMS))
+        answers.write(msgspec.json.encode(answer) + b"\n")
         answers.flush()
-        sys.path[:] = path
-        for name in set(sys.modules) - known:
-            file = getattr(sys.modules[name], "__file__", None) or ""
-            if (
-                file
-                and "site-packages" not in file
-                and "convaudit" not in name
-                and not file.startswith(sys.prefix)
-                and not file.startswith(sys.base_prefix)
-            ):
-                del sys.modules[name]
+        footprint.forget()
+
+
+def _limit_memory(gigabytes: object) -> None:
+    """Cap what this process may allocate beyond what it holds; where the system has no such limit, nothing is done."""
+    if not isinstance(gigabytes, (int, float)):
+        return
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    wanted = int(gigabytes * 10**9)
+    resource.setrlimit(resource.RLIMIT_DATA, (wanted if hard < 0 else min(wanted, hard), hard))
 
 
 def _listen(descriptor: int, requests: queue.SimpleQueue[bytes]) -> None:
@@ -61,7 +74,7 @@ def _listen(descriptor: int, requests: queue.SimpleQueue[bytes]) -> None:
     os._exit(0)
 
 
-def _answer(request: dict[str, object]) -> object:
+def _answer(request: dict[str, object]) -> TargetResult:
     from convaudit.errors import ConvauditError, TargetError
     from convaudit.result import TargetFailure, failed_target
 
@@ -80,7 +93,7 @@ def _answer(request: dict[str, object]) -> object:
     return failed_target(target, failure)
 
 
-def _example(code: str, request: dict[str, object]) -> object:
+def _example(code: str, request: dict[str, object]) -> TargetResult:
     """The audit of a rule's own first BAD example."""
     from typing import Any, cast
 
@@ -96,12 +109,15 @@ def _example(code: str, request: dict[str, object]) -> object:
         raise TargetError("construct", f"{code} has no example to run", kind="LookupError")
     given = cast("dict[str, Any]", request["settings"])
     settings = AuditSettings(**{**given, "here": TargetSettings()})
+    own = {name.replace("_", "-"): value for name, value in examples[0].settings.items()}
+    settings.update(own, f"the example of {code}")
+    settings = settings.for_target(code)
     with torch.no_grad():
         args = tuple(torch.empty(shape, device="meta") for shape in examples[0].inputs)
         return audit_model(examples[0].build(), args, {}, target=code, settings=settings)
 
 
-def _audit(target: str, request: dict[str, object]) -> object:
+def _audit(target: str, request: dict[str, object]) -> TargetResult:
     from typing import Any, cast
 
     import torch

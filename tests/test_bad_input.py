@@ -103,7 +103,7 @@ def test_a_plain_file_is_audited_as_far_as_it_can_be(folder: Path) -> None:
     done = convaudit("check", "some.py", "lost.py", "--input", "1,3,32,32", "--select", "CNV101", cwd=folder)
 
     assert "some.py:Net: " in done.stdout
-    assert "some.py: Needs need arguments" in done.stderr
+    assert "some.py:11: Needs needs width; audit it as some.py:Needs(…)" in done.stderr
     assert "some.py:Raises is not audited: some.py:16: construct failed: KeyError" in done.stderr
     assert done.returncode == 0
 

@@ -31,7 +31,7 @@ def cases(which: str) -> list[Any]:
 
 @pytest.mark.parametrize(("code", "example"), cases("bad"))
 def test_fires_on_bad(code: str, example: Example) -> None:
-    result = run(example.build(), example.inputs, select=[code])
+    result = run(example.build(), example.inputs, select=[code], **example.settings)
 
     assert [f.rule for f in result.findings] == [code]
     finding = result.findings[0]
@@ -42,7 +42,7 @@ def test_fires_on_bad(code: str, example: Example) -> None:
 
 @pytest.mark.parametrize(("code", "example"), cases("good"))
 def test_silent_on_good(code: str, example: Example) -> None:
-    assert run(example.build(), example.inputs, select=[code]).findings == []
+    assert run(example.build(), example.inputs, select=[code], **example.settings).findings == []
 
 
 @pytest.mark.parametrize("code", RULES)

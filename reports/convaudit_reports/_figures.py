@@ -234,13 +234,13 @@ def reasons(result: AuditResult) -> dict[str, str]:
 
     known = rules()
     for code in codes & set(known):
-        text = _section(known[code].documentation(), "Why it matters")
+        text = section(known[code].documentation(), "Why it matters")
         if text:
             found[code] = text
     return found
 
 
-def _section(documentation: str, heading: str) -> str:
+def section(documentation: str, heading: str) -> str:
     lines = iter(documentation.splitlines())
     for line in lines:
         if line.strip("#:*=- ") == heading:

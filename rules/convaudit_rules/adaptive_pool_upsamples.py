@@ -35,7 +35,8 @@ class AdaptivePoolUpsamples(Rule):
     Equal sizes, no Linear behind.
 
     ## References
-    PyTorch documentation, torch.nn.AdaptiveAvgPool2d (the output size holds for any input size).
+    PyTorch documentation, torch.nn.AdaptiveAvgPool2d ("The output is of size H x W, for any input size"),
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.AdaptiveAvgPool2d.html
     """
 
     code = "CNV210"
@@ -73,14 +74,15 @@ class AdaptivePoolUpsamples(Rule):
 
     @classmethod
     def bad(cls) -> list[Example]:
-        """1×1 to 7×7."""
+        """1×1 to 7×7, by mean and by maximum."""
         from torch import nn
 
+        def net(pool: nn.Module) -> nn.Module:
+            return nn.Sequential(nn.Conv2d(3, 8, 8), pool, nn.Flatten(), nn.Linear(392, 10))
+
         return [
-            Example(
-                lambda: nn.Sequential(nn.Conv2d(3, 8, 8), nn.AdaptiveAvgPool2d(7), nn.Flatten(), nn.Linear(392, 10)),
-                ((1, 3, 8, 8),),
-            )
+            Example(lambda: net(nn.AdaptiveAvgPool2d(7)), ((1, 3, 8, 8),), "mean"),
+            Example(lambda: net(nn.AdaptiveMaxPool2d(7)), ((1, 3, 8, 8),), "maximum"),
         ]
 
     @classmethod

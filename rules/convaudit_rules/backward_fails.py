@@ -37,7 +37,8 @@ class BackwardFails(Rule):
     convolution.
 
     ## References
-    PyTorch documentation, Autograd mechanics, "In-place operations with autograd", in-place correctness checks.
+    PyTorch documentation, Autograd mechanics, "In-place operations with autograd", in-place correctness checks,
+    https://docs.pytorch.org/docs/stable/notes/autograd.html
     """
 
     code = "CNV410"

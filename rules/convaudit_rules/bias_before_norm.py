@@ -39,7 +39,8 @@ class BiasBeforeNorm(Rule):
     between.
 
     ## References
-    Ioffe, Szegedy 2015, Batch Normalization, arXiv:1502.03167, section 3.2.
+    Ioffe, Szegedy 2015, Batch Normalization: Accelerating Deep Network Training by Reducing Internal Covariate Shift,
+    arXiv:1502.03167, section 3.2 (the bias is cancelled by the mean subtraction).
     """
 
     code = "CNV403"
@@ -112,13 +113,19 @@ class BiasBeforeNorm(Rule):
 
     @classmethod
     def bad(cls) -> list[Example]:
-        """Conv, transposed conv and Linear; BatchNorm, InstanceNorm, GroupNorm of one channel."""
+        """Conv, transposed conv and Linear; BatchNorm, InstanceNorm (affine or not), GroupNorm of one channel."""
         from torch import nn
 
         image = ((2, 3, 8, 8),)
         return [
             Example(lambda: nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8)), image, "conv, BatchNorm"),
+            Example(lambda: nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8, affine=False)), image, "not affine"),
             Example(lambda: nn.Sequential(nn.ConvTranspose2d(3, 8, 2), nn.InstanceNorm2d(8)), image, "InstanceNorm"),
+            Example(
+                lambda: nn.Sequential(nn.Conv2d(3, 8, 1), nn.InstanceNorm2d(8, affine=True)),
+                image,
+                "InstanceNorm, affine",
+            ),
             Example(lambda: nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(8, 8)), image, "one channel a group"),
             Example(lambda: nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8)), ((2, 8),), "Linear"),
         ]

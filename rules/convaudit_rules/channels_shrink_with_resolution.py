@@ -35,11 +35,14 @@ class ChannelsShrinkWithResolution(Rule):
         as many channels or more each time the resolution halves
 
     ## Exceptions
-    The stem, squeezes and expansions inside a stage, decoders, an autoencoder's code, DenseNet's transitions, the last convolution before the
-    head.
+    The stem, squeezes and expansions inside a stage, decoders, an autoencoder's code, DenseNet's transitions, the last
+    convolution before the head.
 
     ## References
-    Simonyan, Zisserman 2015, arXiv:1409.1556, section 2.1; He et al. 2016, arXiv:1512.03385, section 3.3, rule (ii).
+    Simonyan, Zisserman 2015, Very Deep Convolutional Networks for Large-Scale Image Recognition, arXiv:1409.1556,
+    section 2.2.
+
+    He, Zhang, Ren, Sun 2016, Deep Residual Learning for Image Recognition, arXiv:1512.03385, section 3.3, rule (ii).
     """
 
     code = "CNV302"
@@ -96,9 +99,37 @@ class ChannelsShrinkWithResolution(Rule):
 
     @classmethod
     def bad(cls) -> list[Example]:
-        """128 channels, then 64."""
+        """128 channels, then 64: behind a stride, behind a pooling, with residual blocks."""
+        import torch
+        from torch import nn
 
-        return [Example(lambda: _net(32, 128, 64, 64), ((1, 3, 64, 64),))]
+        class Residual(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.convs = nn.ModuleList(
+                    [nn.Conv2d(a, b, 3, s, 1) for a, b, s in ((128, 128, 1), (128, 64, 2), (64, 64, 1))]
+                )
+                self.stem, self.shortcut, self.head = nn.Conv2d(3, 128, 3), nn.Conv2d(128, 64, 1, 2), nn.Linear(64, 10)
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                x = self.stem(x)
+                x = x + self.convs[0](x)
+                x = self.convs[1](x) + self.shortcut(x)
+                value: torch.Tensor = self.head((x + self.convs[2](x)).mean((2, 3)))
+                return value
+
+        def pooled() -> nn.Module:
+            convs = [nn.Conv2d(a, b, 3, padding=1) for a, b in ((3, 32), (32, 128), (128, 64), (64, 64))]
+            pools = [nn.MaxPool2d(2), nn.MaxPool2d(2), nn.Identity(), nn.AdaptiveAvgPool2d(1)]
+            blocks = [layer for pair in zip(convs, pools) for layer in pair]
+            return nn.Sequential(*blocks, nn.Flatten(), nn.Linear(64, 10))
+
+        image = ((1, 3, 64, 64),)
+        return [
+            Example(lambda: _net(32, 128, 64, 64), image, "behind a stride"),
+            Example(pooled, image, "behind a pooling"),
+            Example(Residual, image, "residual"),
+        ]
 
     @classmethod
     def good(cls) -> list[Example]:
@@ -145,6 +176,15 @@ class ChannelsShrinkWithResolution(Rule):
                 nn.Conv2d(3, 16, 3), *wide, nn.Conv2d(24, 24, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()
             )
 
+        up = [nn.Upsample(scale_factor=2), nn.Conv2d(128, 32, 3, padding=1), nn.AvgPool2d(4), nn.Conv2d(32, 32, 3)]
+        decoder = [nn.Conv2d(3, 64, 3, 2, 1), nn.Conv2d(64, 128, 3, 2, 1), *up, nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        reduced = [
+            nn.Conv2d(3, 64, 3),
+            nn.Conv2d(64, 128, 3, 2, 1),
+            nn.MaxPool2d(2),
+            nn.Conv2d(128, 8, 1),
+            nn.Flatten(),
+        ]
         image = ((1, 3, 64, 64),)
         return [
             Example(inverted, image, "the wide middle of an inverted bottleneck"),
@@ -153,6 +193,8 @@ class ChannelsShrinkWithResolution(Rule):
             Example(squeezed, image, "a squeeze inside a stage"),
             Example(Dense, image, "a transition"),
             Example(autoencoder, image, "a code and a decoder"),
+            Example(lambda: nn.Sequential(*decoder), image, "a decoder in a classifier"),
+            Example(lambda: nn.Sequential(*reduced), image, "the reducing convolution before the flatten"),
         ]
 
 

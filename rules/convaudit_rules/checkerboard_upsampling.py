@@ -31,7 +31,8 @@ class CheckerboardUpsampling(Rule):
     Kernels divisible by the stride; stride 1; inputs of one pixel, where nothing overlaps.
 
     ## References
-    Odena, Dumoulin, Olah 2016, Deconvolution and Checkerboard Artifacts, Distill, section "Overlap & Learning".
+    Odena, Dumoulin, Olah 2016, Deconvolution and Checkerboard Artifacts, Distill, section "Deconvolution & Overlap",
+    https://distill.pub/2016/deconv-checkerboard/
     """
 
     code = "CNV209"

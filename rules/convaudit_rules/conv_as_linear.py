@@ -48,7 +48,8 @@ class ConvAsLinear(Rule):
     Patchify stems, 1×1 maps, depthwise convolutions, codes that become a map again.
 
     ## References
-    Long, Shelhamer, Darrell 2015, arXiv:1411.4038, section 3.1 (fully connected layers as convolutions).
+    Long, Shelhamer, Darrell 2015, Fully Convolutional Networks for Semantic Segmentation, arXiv:1411.4038, section 3.1
+    (fully connected layers as convolutions).
     """
 
     code = "CNV107"

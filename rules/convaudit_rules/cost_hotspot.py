@@ -44,7 +44,8 @@ class CostHotspot(Rule):
     maps a tensor to one of its size holds both.
 
     ## References
-    Canziani, Paszke, Culurciello 2016, An Analysis of Deep Neural Network Models, arXiv:1605.07678, section 3.
+    Amdahl 1967, Validity of the single processor approach to achieving large scale computing capabilities, AFIPS Spring
+    Joint Computer Conference, pages 483-485 (the share of a part bounds what changing it can save).
     """
 
     code = "CNV502"
@@ -128,11 +129,24 @@ class CostHotspot(Rule):
 
     @classmethod
     def good(cls) -> list[Example]:
-        """Few layers; even shares; an output of exactly half the peak."""
+        """Few layers, one of them called often; even shares; an output of exactly half the peak."""
+        import torch
         from torch import nn
+
+        class Repeated(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.conv, self.last = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                for _ in range(9):
+                    x = self.conv(x)
+                value: torch.Tensor = self.last(x)
+                return value
 
         image = ((1, 8, 16, 16),)
         return [
             Example(lambda: nn.Sequential(*[nn.Conv2d(8, 8, 1) for _ in range(8)]), image, "even, half of the peak"),
             Example(lambda: nn.Sequential(nn.Conv2d(8, 64, 3), nn.ReLU(), nn.Conv2d(64, 8, 1)), image, "few layers"),
+            Example(Repeated, image, "one layer called often"),
         ]

@@ -134,6 +134,16 @@ class DeadComputation(Rule):
                 x.relu()
                 return x * 2
 
+        class Small(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.fc = nn.Linear(128, 128)
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                value: torch.Tensor = self.fc(x)
+                value[:, :, :8] @ value[:, :, :8].transpose(1, 2)
+                return value
+
         class Held(Two):
             def __init__(self) -> None:
                 super().__init__()
@@ -150,6 +160,7 @@ class DeadComputation(Rule):
             Example(InPlace, image, "written into a view"),
             Example(Held, image, "kept in a buffer"),
             Example(Shape, image, "no weights, no MACs"),
+            Example(Small, ((1, 4, 128),), "under 1% of the MACs"),
         ]
 
 

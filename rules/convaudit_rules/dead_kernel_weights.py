@@ -35,7 +35,8 @@ class DeadKernelWeights(Rule):
     circular padding, gates, and nets with attention.
 
     ## References
-    Dumoulin, Visin 2016, A guide to convolution arithmetic, arXiv:1603.07285, section 2.2 (zero padding).
+    Dumoulin, Visin 2016, A guide to convolution arithmetic for deep learning, arXiv:1603.07285, section 2.2 (zero
+    padding, unit strides).
     """
 
     code = "CNV207"
@@ -92,11 +93,19 @@ class DeadKernelWeights(Rule):
     @classmethod
     def good(cls) -> list[Example]:
         """One guard each."""
+        import torch
         from torch import nn
 
-        def gate() -> nn.Module:
-            import torch
+        class Attends(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.mix, self.conv = nn.MultiheadAttention(8, 2, batch_first=True), nn.Conv1d(8, 8, 3, padding=1)
 
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                value: torch.Tensor = self.conv(self.mix(x, x, x)[0].mean(1)[:, :, None])
+                return value
+
+        def gate() -> nn.Module:
             class Gated(nn.Module):
                 def __init__(self) -> None:
                     super().__init__()
@@ -116,7 +125,18 @@ class DeadKernelWeights(Rule):
                 ((1, 8, 1, 1),),
                 "replicate padding",
             ),
+            Example(
+                lambda: nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, padding_mode="circular")),
+                ((1, 8, 1, 1),),
+                "circular padding",
+            ),
             Example(gate, ((1, 8, 8, 8),), "a gate"),
+            Example(Attends, ((1, 4, 8),), "attention"),
+            Example(
+                lambda: nn.Sequential(nn.Conv2d(8, 256, 8), nn.Conv2d(256, 4, 1), nn.Conv2d(4, 4, 3, padding=1)),
+                ((1, 8, 8, 8),),
+                "under 1%",
+            ),
         ]
 
 

@@ -38,8 +38,10 @@ class DeepPlainStack(Rule):
     Residual and dense nets, RepVGG's branches, each arm of a U-Net: a chain ends where a value is used again later.
 
     ## References
-    He, Zhang, Ren, Sun 2016, Deep Residual Learning, arXiv:1512.03385, section 1 and figure 1.
-    Simonyan, Zisserman 2015, arXiv:1409.1556, section 3.1.
+    He, Zhang, Ren, Sun 2016, Deep Residual Learning for Image Recognition, arXiv:1512.03385, section 1 and figure 1.
+
+    Simonyan, Zisserman 2015, Very Deep Convolutional Networks for Large-Scale Image Recognition, arXiv:1409.1556,
+    section 3.1 (deep nets initialised from net A).
     """
 
     code = "CNV401"
@@ -130,6 +132,17 @@ class DeepPlainStack(Rule):
                     x = layer(x + kept.pop()).relu()
                 return x
 
+        class RepVGG(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.wide = nn.ModuleList([nn.Conv2d(4, 4, 3, padding=1) for _ in range(12)])
+                self.narrow = nn.ModuleList([nn.Conv2d(4, 4, 1) for _ in range(12)])
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                for wide, narrow in zip(self.wide, self.narrow):
+                    x = (wide(x) + narrow(x) + x).relu()
+                return x
+
         def stack(depth: int, norm: bool) -> nn.Module:
             layers = [(nn.Conv2d(4, 4, 3, padding=1), *([nn.BatchNorm2d(4)] * norm), nn.ReLU()) for _ in range(depth)]
             return nn.Sequential(*(layer for block in layers for layer in block))
@@ -142,6 +155,7 @@ class DeepPlainStack(Rule):
             Example(lambda: Blocks("cat"), image, "dense"),
             Example(lambda: Blocks("gate"), image, "gated"),
             Example(UNet, image, "arms of a U-Net"),
+            Example(RepVGG, image, "RepVGG's branches"),
         ]
 
 

@@ -35,7 +35,8 @@ class DropoutActiveInEval(Rule):
     p = 0. Monte Carlo dropout that is meant: ignore the rule there.
 
     ## References
-    PyTorch documentation, torch.nn.functional.dropout: "training (bool) – apply dropout if is True. Default: True".
+    PyTorch documentation, torch.nn.functional.dropout: "apply dropout if is True. Default: True",
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.dropout.html
     """
 
     code = "CNV411"

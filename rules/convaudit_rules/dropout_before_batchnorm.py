@@ -36,8 +36,8 @@ class DropoutBeforeBatchnorm(Rule):
     Dropout behind the last norm, p = 0, stochastic depth, an add between.
 
     ## References
-    Li, Chen, Hu, Yang 2019, Understanding the Disharmony between Dropout and Batch Normalization, arXiv:1801.05134,
-    section 3.
+    Li, Chen, Hu, Yang 2019, Understanding the Disharmony between Dropout and Batch Normalization by Variance Shift,
+    arXiv:1801.05134, section 3.
     """
 
     code = "CNV406"

@@ -35,7 +35,8 @@ class EvenKernel(Rule):
     causal convolutions that cut off the end, fixed filters without parameters.
 
     ## References
-    Wu et al. 2019, Convolution with even-sized kernels and symmetric padding, arXiv:1903.08385, section 3.1 (the shift problem).
+    Wu, Wang, Tang, Chen, Shi 2019, Convolution with even-sized kernels and symmetric padding, arXiv:1903.08385, section
+    3.1 (the shift problem).
     """
 
     code = "CNV203"

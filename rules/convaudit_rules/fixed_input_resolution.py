@@ -37,7 +37,8 @@ class FixedInputResolution(Rule):
     Nets that pass both runs; failures that have nothing to do with a flatten.
 
     ## References
-    He, Zhang, Ren, Sun 2014, Spatial Pyramid Pooling, arXiv:1406.4729, section 1.
+    He, Zhang, Ren, Sun 2014, Spatial Pyramid Pooling in Deep Convolutional Networks for Visual Recognition,
+    arXiv:1406.4729, section 1 (the fixed size comes from the fully connected layers).
     """
 
     code = "CNV106"
@@ -139,6 +140,11 @@ class FixedInputResolution(Rule):
             Example(lambda: Viewed(2, 16), image, "a hard-coded view"),
             Example(
                 lambda: nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1), nn.Flatten(), nn.LSTMCell(784, 8)), image, "an RNN cell"
+            ),
+            Example(
+                lambda: nn.Sequential(nn.Conv2d(1, 8, 28), nn.Flatten(), nn.Linear(8, 10)),
+                image,
+                "a covering convolution",
             ),
         ]
 

@@ -97,7 +97,7 @@ class GiantFlattenedLinear(Rule):
 
     @classmethod
     def bad(cls) -> list[Example]:
-        """A map made a vector by flatten, view, a channels-last reshape; read by an RNN cell, by a bare product."""
+        """A map made a vector by flatten, view, squeeze, a channels-last reshape; read by an RNN cell, by a product."""
         import torch
         from torch import nn
 
@@ -126,6 +126,9 @@ class GiantFlattenedLinear(Rule):
             Example(
                 lambda: Head(lambda x: x.flatten(2).flatten(1).relu(), nn.Linear(size, 128)), image, "in two steps"
             ),
+            Example(
+                lambda: Head(lambda x: x[:, :, :1].squeeze(2).reshape(1, -1), nn.Linear(1024, 1024)), image, "squeeze"
+            ),
             Example(lambda: Head(lambda x: x.flatten(1), nn.GRUCell(size, 128)), image, "an RNN cell"),
             Example(lambda: Head(lambda x: x.flatten(1), Product()), image, "a product with a parameter"),
         ]
@@ -133,12 +136,24 @@ class GiantFlattenedLinear(Rule):
     @classmethod
     def good(cls) -> list[Example]:
         """One guard each."""
+        import torch
         from torch import nn
+
+        class Gated(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.conv, self.gate = nn.Conv2d(3, 64, 3, 2, 1), nn.Linear(64 * 256, 64)
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                x = self.conv(x)
+                gate: torch.Tensor = self.gate(x.flatten(1)).sigmoid()
+                return x * gate[:, :, None, None]
 
         def behind(*layers: nn.Module) -> nn.Module:
             return nn.Sequential(nn.Conv2d(3, 64, 3, 2, 1), *layers)
 
         tokens = [nn.Conv2d(3, 256, 8, 8), nn.Flatten(2), nn.Linear(16, 256), nn.Flatten(), nn.Linear(65536, 64)]
+        wide = [nn.Conv2d(3, 1280, 1), nn.Conv2d(1280, 1280, 3, 20), nn.Flatten(), nn.Linear(5120, 200)]
         generator = [nn.Linear(100, 128 * 16 * 16), nn.Unflatten(1, (128, 16, 16)), nn.Conv2d(128, 3, 3, padding=1)]
         image = ((1, 3, 32, 32),)
         return [
@@ -149,5 +164,7 @@ class GiantFlattenedLinear(Rule):
             Example(lambda: nn.Sequential(nn.Flatten(), nn.Linear(3072, 1024)), image, "the raw image is CNV102's"),
             Example(lambda: nn.Sequential(*tokens), image, "tokens"),
             Example(lambda: behind(nn.Flatten(), nn.Linear(16384, 60)), image, "under min-params"),
+            Example(lambda: nn.Sequential(*wide), image, "7% of the parameters"),
             Example(lambda: nn.Sequential(*generator), ((1, 100),), "a generator's projection"),
+            Example(Gated, image, "a gate"),
         ]

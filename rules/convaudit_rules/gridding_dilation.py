@@ -38,8 +38,8 @@ class GriddingDilation(Rule):
     Parallel branches (ASPP); rates that grow from 1 by at most the kernel's size, each once or twice (WaveNet, TCN).
 
     ## References
-    Wang et al. 2018, Understanding Convolution for Semantic Segmentation, arXiv:1702.08502, section 3.2 (hybrid dilated
-    convolution).
+    Wang, Chen, Yuan, Liu, Huang, Hou, Cottrell 2018, Understanding Convolution for Semantic Segmentation,
+    arXiv:1702.08502, section 3.2 (hybrid dilated convolution: no common factor).
     """
 
     code = "CNV208"

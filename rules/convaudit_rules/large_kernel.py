@@ -38,8 +38,11 @@ class LargeKernel(Rule):
     Depthwise, patchify, even, non-square, transposed and dilated kernels, Conv1d, output layers, 1×1 outputs.
 
     ## References
-    Simonyan, Zisserman 2015, arXiv:1409.1556, section 2.3.
-    Szegedy et al. 2016, arXiv:1512.00567, section 3.1.
+    Simonyan, Zisserman 2015, Very Deep Convolutional Networks for Large-Scale Image Recognition, arXiv:1409.1556,
+    section 2.3.
+
+    Szegedy, Vanhoucke, Ioffe, Shlens, Wojna 2016, Rethinking the Inception Architecture for Computer Vision,
+    arXiv:1512.00567, section 3.1.
     """
 
     code = "CNV201"
@@ -104,7 +107,7 @@ class LargeKernel(Rule):
 
     @classmethod
     def bad(cls) -> list[Example]:
-        """5×5, 7×7 and 5×5×5 between other convolutions."""
+        """5×5, 7×7, 11×11 and 5×5×5 between other convolutions; little padding; a stride."""
         from torch import nn
 
         return [
@@ -119,6 +122,14 @@ class LargeKernel(Rule):
             Example(
                 lambda: nn.Sequential(nn.Conv3d(32, 32, 5, padding=2), nn.ReLU(), nn.Conv3d(32, 8, 1)), ((1, 32, 8, 8, 8),),
                 "5×5×5",
+            ),
+            Example(lambda: nn.Sequential(nn.Conv2d(64, 64, 11, padding=5), nn.Conv2d(64, 8, 1)), ((1, 64, 32, 32),), "11×11"),
+            Example(
+                lambda: nn.Sequential(nn.Conv2d(64, 64, 7, padding=1), nn.Conv2d(64, 8, 1)), ((1, 64, 32, 32),),
+                "little padding",
+            ),
+            Example(
+                lambda: nn.Sequential(nn.Conv2d(16, 256, 5, 2, 2), nn.Conv2d(256, 8, 1)), ((1, 16, 32, 32),), "stride 2"
             ),
         ]  # fmt: skip
 
@@ -135,6 +146,8 @@ class LargeKernel(Rule):
             Example(lambda: between(nn.Conv2d(64, 64, 5, padding=2, groups=64)), shape, "depthwise"),
             Example(lambda: between(nn.Conv2d(64, 64, 7, 7)), ((1, 64, 28, 28),), "patchify"),
             Example(lambda: between(nn.Conv2d(64, 64, (1, 7), padding=(0, 3))), shape, "1×k"),
+            Example(lambda: between(nn.Conv2d(64, 64, (7, 1), padding=(3, 0))), shape, "k×1"),
+            Example(lambda: between(nn.Conv2d(64, 64, 13, padding=6)), shape, "over 11"),
             Example(lambda: between(nn.Conv2d(64, 64, (7, 5))), shape, "not square"),
             Example(lambda: between(nn.Conv2d(64, 64, 6)), shape, "even"),
             Example(lambda: between(nn.ConvTranspose2d(64, 64, 5)), shape, "transposed"),
@@ -142,6 +155,7 @@ class LargeKernel(Rule):
             Example(lambda: nn.Sequential(nn.Conv1d(64, 64, 5), nn.Conv1d(64, 8, 1)), ((1, 64, 16),), "Conv1d"),
             Example(lambda: nn.Sequential(nn.Conv2d(64, 64, 7, padding=3)), shape, "an output convolution"),
             Example(lambda: between(nn.Conv2d(64, 3, 7, padding=3), 3), shape, "too few channels"),
+            Example(lambda: between(nn.Conv2d(3, 64, 7, padding=3)), ((1, 3, 16, 16),), "too few channels in"),
             Example(lambda: between(nn.Conv2d(64, 64, 5)), ((1, 64, 5, 5),), "output 1×1"),
             Example(lambda: between(nn.Conv2d(24, 36, 5, 2), 36), ((1, 24, 31, 98),), "strided: MACs would rise"),
         ]

@@ -37,7 +37,8 @@ class LargeStemKernel(Rule):
     Patchify stems, Conv1d, gates in mid-net.
 
     ## References
-    He et al. 2019, Bag of Tricks, arXiv:1812.01187, section 4.2 and figure 2.
+    He, Zhang, Zhang, Zhang, Xie, Li 2019, Bag of Tricks for Image Classification with Convolutional Neural Networks,
+    arXiv:1812.01187, section 4.2 and figure 2 (ResNet-C).
     """
 
     code = "CNV202"
@@ -102,13 +103,27 @@ class LargeStemKernel(Rule):
     @classmethod
     def good(cls) -> list[Example]:
         """One guard each."""
+        import torch
         from torch import nn
+
+        class Gated(nn.Module):
+            """CBAM's spatial attention."""
+
+            def __init__(self) -> None:
+                super().__init__()
+                self.stem, self.gate = nn.Conv2d(3, 8, 3), nn.Conv2d(2, 1, 7, padding=3)
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                x = self.stem(x)
+                gate: torch.Tensor = self.gate(torch.cat([x.mean(1, True), x.amax(1, True)], 1)).sigmoid()
+                return x * gate
 
         image = ((1, 3, 64, 64),)
         return [
             Example(lambda: nn.Sequential(nn.Conv2d(3, 64, 8, 8)), image, "patchify"),
             Example(lambda: nn.Sequential(nn.Conv1d(1, 8, 80, 4)), ((1, 1, 1024),), "Conv1d"),
             Example(lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 1, 7)), image, "mid-net"),
+            Example(Gated, image, "a gate"),
             Example(lambda: nn.Sequential(nn.Conv2d(3, 8, 5)), image, "under 7"),
             Example(lambda: nn.Sequential(nn.Conv2d(16, 8, 7)), ((1, 16, 64, 64),), "16 channels or more"),
         ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -46,11 +46,13 @@ class LinearCollapse(Rule):
         nn.Linear(512, 10), or an activation between
 
     ## Exceptions
-    A narrow middle (low rank), depthwise and grouped convolutions and MobileNetV2's linear bottlenecks behind them, pairs of which neither is 1×1, anything between
-    but a BatchNorm, a reshape, a second reader.
+    A narrow middle (low rank), depthwise and grouped convolutions and MobileNetV2's linear bottlenecks behind them,
+    pairs of which neither is 1×1, anything between but a BatchNorm, a second reader, tied and frozen weights, an
+    attention's projections.
 
     ## References
-    Ding et al. 2021, Diverse Branch Block, arXiv:2103.13425, section 3.2, transforms I and III (a sequence of convolutions as one).
+    Ding, Zhang, Han, Ding 2021, Diverse Branch Block: Building a Convolution as an Inception-like Unit,
+    arXiv:2103.13425, transforms I and III (a sequence of convolutions as one).
     """
 
     code = "CNV402"
@@ -133,7 +135,7 @@ class LinearCollapse(Rule):
 
     @classmethod
     def bad(cls) -> list[Example]:
-        """Linear on Linear; 3×3 and 1×1; through a BatchNorm; 1×1 and transposed."""
+        """Linear on Linear; 3×3 and 1×1; through a BatchNorm; 1×1 and transposed, and the reverse."""
         from torch import nn
 
         image = ((1, 8, 8, 8),)
@@ -142,12 +144,38 @@ class LinearCollapse(Rule):
             Example(lambda: nn.Sequential(nn.Conv2d(8, 64, 3), nn.Conv2d(64, 8, 1)), image, "conv"),
             Example(lambda: nn.Sequential(nn.Conv2d(8, 64, 1), nn.BatchNorm2d(64), nn.Conv2d(64, 8, 3)), image, "through a BatchNorm"),
             Example(lambda: nn.Sequential(nn.Conv2d(8, 64, 1), nn.ConvTranspose2d(64, 8, 4, 2, 1)), image, "transposed"),
+            Example(lambda: nn.Sequential(nn.ConvTranspose2d(8, 64, 4, 2, 1), nn.Conv2d(64, 8, 1)), image, "transposed first"),
         ]  # fmt: skip
 
     @classmethod
     def good(cls) -> list[Example]:
         """One guard each."""
+        import torch
         from torch import nn
+
+        class Between(nn.Module):
+            def __init__(self, function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], width: int = 8) -> None:
+                super().__init__()
+                self.first, self.second, self.function = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(width, 8, 1), function
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                value: torch.Tensor = self.second(self.function(self.first(x), x))
+                return value
+
+        class SecondReader(Between):
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                x = self.first(x)
+                value: torch.Tensor = self.second(x) + x
+                return value
+
+        class Attention(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.embed, self.query = nn.Linear(8, 16), nn.Linear(16, 8)
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                value: torch.Tensor = (self.query(self.embed(x)) @ x.transpose(1, 2)).softmax(-1) @ x
+                return value
 
         image = ((1, 8, 8, 8),)
         depthwise = nn.Conv2d(8, 8, 3, groups=8)
@@ -160,6 +188,11 @@ class LinearCollapse(Rule):
             Example(lambda: nn.Sequential(nn.Conv2d(8, 64, 3), nn.Upsample(scale_factor=2), nn.Conv2d(64, 8, 1)), image, "upsampling"),
             Example(lambda: nn.Sequential(nn.Linear(8, 64).requires_grad_(False), nn.Linear(64, 8)), ((1, 8),), "frozen"),
             Example(lambda: nn.Sequential(nn.Linear(8, 64), nn.Dropout(0.5), nn.Linear(64, 8)), ((1, 8),), "Dropout"),
+            Example(lambda: Between(lambda y, x: y + x), image, "an add between"),
+            Example(lambda: Between(lambda y, x: torch.cat([y, x], 1), 16), image, "a concat between"),
+            Example(lambda: Between(lambda y, x: y.reshape(1, 32, 4, 4), 32), image, "a reshape between"),
+            Example(lambda: SecondReader(lambda y, x: y), image, "a second reader"),
+            Example(Attention, ((1, 4, 8),), "attention projections"),
         ]  # fmt: skip
 
 

@@ -32,7 +32,8 @@ class LinearOnRawImage(Rule):
     Vector inputs, patches (ViT, MLP-Mixer), images under 8×8.
 
     ## References
-    LeCun, Bottou, Bengio, Haffner 1998, Gradient-based learning applied to document recognition, section II.
+    LeCun, Bottou, Bengio, Haffner 1998, Gradient-based learning applied to document recognition, Proceedings of the
+    IEEE 86(11), section II.
     """
 
     code = "CNV102"
@@ -61,8 +62,18 @@ class LinearOnRawImage(Rule):
 
     @classmethod
     def bad(cls) -> list[Example]:
-        """The article's fully connected net; behind a norm, a view, dropout."""
+        """The article's fully connected net; behind a norm, dropout, an activation, a view."""
+        import torch
         from torch import nn
+
+        class Viewed(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.fc = nn.Linear(784, 10)
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                value: torch.Tensor = self.fc(x.view(x.size(0), -1))
+                return value
 
         return [
             Example(lambda: nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), ((1, 1, 28, 28),)),
@@ -70,18 +81,31 @@ class LinearOnRawImage(Rule):
                 lambda: nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Dropout(), nn.Linear(3072, 10)), ((1, 3, 32, 32),),
                 "normalised",
             ),
+            Example(lambda: nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Linear(784, 10)), ((1, 1, 28, 28),), "an activation"),
+            Example(Viewed, ((1, 1, 28, 28),), "a view"),
         ]  # fmt: skip
 
     @classmethod
     def good(cls) -> list[Example]:
         """One guard each."""
+        import torch
         from torch import nn
 
-        patches = [nn.Unflatten(2, (4, 8)), nn.Unflatten(4, (4, 8)), nn.Flatten(2), nn.Linear(1024, 10)]
+        class Patches(nn.Module):
+            def __init__(self, mixed: bool) -> None:
+                super().__init__()
+                self.project, self.mix, self.mixed = nn.Linear(192, 64), nn.Linear(16, 16), mixed
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                x = x.reshape(1, 3, 4, 8, 4, 8).permute(0, 2, 4, 3, 5, 1).reshape(1, 16, 192)
+                value: torch.Tensor = self.project(x)
+                return self.mix(value.transpose(1, 2)) if self.mixed else value
+
         return [
             Example(lambda: nn.Linear(784, 10), ((1, 784),), "a vector input"),
             Example(lambda: nn.Sequential(nn.Flatten(), nn.Linear(49, 10)), ((1, 1, 7, 7),), "under 8×8"),
-            Example(lambda: nn.Sequential(*patches), ((1, 3, 32, 32),), "patches"),
+            Example(lambda: Patches(False), ((1, 3, 32, 32),), "patches"),
+            Example(lambda: Patches(True), ((1, 3, 32, 32),), "mixed patches"),
             Example(
                 lambda: nn.Sequential(nn.Conv2d(1, 8, 3), nn.Flatten(), nn.Linear(8 * 676, 10)), ((1, 1, 28, 28),),
                 "a convolution before",

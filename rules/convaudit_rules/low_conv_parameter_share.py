@@ -35,7 +35,9 @@ class LowConvParameterShare(Rule):
 
     ## References
     Lin, Chen, Yan 2014, Network In Network, arXiv:1312.4400, section 3.2.
-    Simonyan, Zisserman 2015, arXiv:1409.1556, table 2.
+
+    Simonyan, Zisserman 2015, Very Deep Convolutional Networks for Large-Scale Image Recognition, arXiv:1409.1556, table
+    2.
     """
 
     code = "CNV103"
@@ -75,7 +77,7 @@ class LowConvParameterShare(Rule):
 
     @classmethod
     def bad(cls) -> list[Example]:
-        """A large Linear behind a small convolution; a pooled head (info)."""
+        """A large Linear behind a small convolution; a pooled head, one on a 1×1 map (info)."""
         from torch import nn
 
         return [
@@ -83,6 +85,9 @@ class LowConvParameterShare(Rule):
             Example(
                 lambda: nn.Sequential(nn.Conv2d(3, 64, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 2000)),
                 ((1, 3, 32, 32),), "a pooled head",
+            ),
+            Example(
+                lambda: nn.Sequential(nn.Conv2d(3, 64, 8), nn.Flatten(), nn.Linear(64, 2000)), ((1, 3, 8, 8),), "a 1×1 map"
             ),
         ]  # fmt: skip
 
@@ -103,9 +108,22 @@ class LowConvParameterShare(Rule):
                 gated: torch.Tensor = x * self.gate(x)[:, :, None, None]
                 return gated.mean((2, 3))
 
+        class ConvGated(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.conv, self.head = nn.Conv2d(3, 256, 1), nn.Linear(256, 500)
+                self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(256, 512, 1), nn.Conv2d(512, 256, 1))
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                x = self.conv(x)
+                x = x * self.gate(x).sigmoid()
+                value: torch.Tensor = self.head(x.mean((2, 3)))
+                return value
+
         image = ((1, 3, 32, 32),)
         attention = nn.TransformerEncoderLayer(64, 4, 2048, batch_first=True)
         transformer = [nn.Conv2d(3, 64, 8, 8), nn.Flatten(2), nn.Unflatten(1, (16, 4)), nn.Flatten(2), attention]
+        generator = [nn.Linear(100, 128 * 16), nn.Unflatten(1, (128, 4, 4)), nn.Conv2d(128, 3, 3)]
         return [
             Example(lambda: nn.Sequential(nn.Flatten(), nn.Linear(3072, 100)), image, "no convolution"),
             Example(
@@ -113,4 +131,9 @@ class LowConvParameterShare(Rule):
             ),
             Example(lambda: nn.Sequential(*transformer, nn.Flatten(), nn.Linear(1024, 200)), image, "a transformer"),
             Example(Gated, image, "a gate's Linear counts on neither side"),
+            Example(ConvGated, image, "a gate's convolutions count"),
+            Example(
+                lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.GRUCell(7200, 10)), image, "an RNN cell"
+            ),
+            Example(lambda: nn.Sequential(*generator), ((1, 100),), "a generator's projection"),
         ]

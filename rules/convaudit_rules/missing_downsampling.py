@@ -32,7 +32,8 @@ class MissingDownsampling(Rule):
     Outputs per pixel; inputs up to 64 pixels wide with under 1 GMAC in all.
 
     ## References
-    He, Sun 2015, Convolutional Neural Networks at Constrained Time Cost, arXiv:1412.1710, sections 3 and 4.
+    He, Sun 2015, Convolutional Neural Networks at Constrained Time Cost, arXiv:1412.1710, equation 1 (cost grows with
+    the square of the output map's side).
     """
 
     code = "CNV408"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -44,7 +44,8 @@ class NonPowerOfTwoWidth(Rule):
     that are concatenated, split or sliced on their way.
 
     ## References
-    NVIDIA, Deep Learning Performance Guide, Linear/Fully-Connected Layers, "Tensor Core requirements".
+    NVIDIA, Matrix Multiplication Background User's Guide, sections "Tensor Core Requirements" and "Tile Quantization",
+    https://docs.nvidia.com/deeplearning/performance/dl-performance-matrix-multiplication/index.html
     """
 
     code = "CNV301"
@@ -132,14 +133,18 @@ class NonPowerOfTwoWidth(Rule):
 
     @classmethod
     def bad(cls) -> list[Example]:
-        """A convolution of width 100; a hidden Linear of width 300."""
+        """A convolution of width 100; a hidden Linear of width 300; a policy of eights."""
         from torch import nn
 
         head = [nn.Flatten(), nn.Linear(8 * 900, 300), nn.ReLU(), nn.Linear(300, 10)]
         image = ((1, 3, 32, 32),)
+        eights = {"rules": {"CNV301": {"width-multiple": 8}}}
         return [
             Example(lambda: nn.Sequential(nn.Conv2d(3, 100, 3), nn.ReLU(), nn.Conv2d(100, 10, 1)), image, "conv"),
             Example(lambda: nn.Sequential(nn.Conv2d(3, 8, 3), *head), image, "hidden Linear"),
+            Example(
+                lambda: nn.Sequential(nn.Conv2d(3, 100, 3), nn.Conv2d(100, 10, 1)), image, "no multiple of 8", eights
+            ),
         ]
 
     @classmethod
@@ -155,6 +160,15 @@ class NonPowerOfTwoWidth(Rule):
 
             def forward(self, x: torch.Tensor) -> torch.Tensor:
                 value: torch.Tensor = self.mix(torch.cat([self.left(x).relu(), self.right(x)], 1))
+                return value
+
+        class Parted(nn.Module):
+            def __init__(self, part: Callable[[torch.Tensor], torch.Tensor]) -> None:
+                super().__init__()
+                self.conv, self.part, self.head = nn.Conv2d(3, 96, 1), part, nn.Conv2d(64, 10, 1)
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                value: torch.Tensor = self.head(self.part(self.conv(x).relu()))
                 return value
 
         class Gated(nn.Module):
@@ -174,6 +188,7 @@ class NonPowerOfTwoWidth(Rule):
 
         image = ((1, 3, 32, 32),)
         depthwise = nn.Conv2d(24, 24, 3, groups=24)
+        eights = {"rules": {"CNV301": {"width-multiple": 8}}}
         return [
             Example(lambda: nn.Sequential(nn.Conv2d(3, 64, 3), nn.Conv2d(64, 10, 1)), image, "inputs and outputs"),
             Example(lambda: nn.Sequential(nn.Conv2d(3, 64, 3), nn.Conv2d(64, 27, 3), nn.PixelShuffle(3)), image, "before PixelShuffle"),
@@ -183,4 +198,11 @@ class NonPowerOfTwoWidth(Rule):
             Example(frozen, image, "frozen"),
             Example(lambda: nn.Sequential(nn.Linear(32, 100), nn.Linear(100, 32)), ((1, 16, 32),), "pointwise projections"),
             Example(Joined, image, "concatenated"),
+            Example(lambda: Parted(lambda x: torch.split(x, [64, 32], 1)[0]), image, "split"),
+            Example(lambda: Parted(lambda x: x[:, :64]), image, "sliced"),
+            Example(
+                lambda: nn.Sequential(nn.Conv2d(3, 64, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 100)), image,
+                "a class count",
+            ),
+            Example(lambda: nn.Sequential(nn.Conv2d(3, 96, 3), nn.Conv2d(96, 10, 1)), image, "a multiple of 8", eights),
         ]  # fmt: skip

@@ -32,7 +32,8 @@ class NormEpsTooLarge(Rule):
     None.
 
     ## References
-    PyTorch documentation, torch.nn.BatchNorm2d: BatchNorm2d(num_features, eps=1e-05, momentum=0.1, ...).
+    PyTorch documentation, torch.nn.BatchNorm2d: BatchNorm2d(num_features, eps=1e-05, momentum=0.1, ...),
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.BatchNorm2d.html
     """
 
     code = "CNV409"

@@ -62,8 +62,29 @@ class OverfittingRisk(Rule):
         )  # fmt: skip
 
     @classmethod
-    def good(cls) -> list[Example]:
-        """No dataset size configured."""
+    def bad(cls) -> list[Example]:
+        """Both thresholds."""
         from torch import nn
 
-        return [Example(lambda: nn.Sequential(nn.Flatten(), nn.Linear(784, 100)), ((1, 1, 28, 28),), "no dataset size")]
+        return [
+            Example(
+                lambda: nn.Sequential(nn.Flatten(), nn.Linear(784, 100)), ((1, 1, 28, 28),), f"{risk} risk",
+                {"dataset_size": samples},
+            )
+            for risk, samples in (("high", 1_000), ("medium", 50_000))
+        ]  # fmt: skip
+
+    @classmethod
+    def good(cls) -> list[Example]:
+        """No dataset size configured; as many samples as parameters; frozen parameters."""
+        from torch import nn
+
+        def net() -> nn.Module:
+            return nn.Sequential(nn.Flatten(), nn.Linear(784, 100))
+
+        image = ((1, 1, 28, 28),)
+        return [
+            Example(net, image, "no dataset size"),
+            Example(net, image, "a sample for each parameter", {"dataset_size": 78_500}),
+            Example(lambda: net().requires_grad_(False), image, "frozen", {"dataset_size": 1_000}),
+        ]

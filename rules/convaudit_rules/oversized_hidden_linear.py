@@ -35,7 +35,10 @@ class OversizedHiddenLinear(Rule):
     The head, layers whose value is also an output, nets without convolutions.
 
     ## References
-    Simonyan, Zisserman 2015, arXiv:1409.1556, table 1 (FC-4096 twice); He et al. 2016, arXiv:1512.03385, table 1 (none).
+    Simonyan, Zisserman 2015, Very Deep Convolutional Networks for Large-Scale Image Recognition, arXiv:1409.1556, table
+    1 (FC-4096 twice).
+
+    He, Zhang, Ren, Sun 2016, Deep Residual Learning for Image Recognition, arXiv:1512.03385, table 1 (none).
     """
 
     code = "CNV104"
@@ -69,7 +72,7 @@ class OversizedHiddenLinear(Rule):
 
     @classmethod
     def bad(cls) -> list[Example]:
-        """A second hidden layer; a first one of four million weights on a pooled vector."""
+        """A second hidden layer; a first one of four million weights on a pooled vector, on a 1×1 map."""
         from torch import nn
 
         def net(*widths: int) -> nn.Module:
@@ -81,6 +84,13 @@ class OversizedHiddenLinear(Rule):
         return [
             Example(lambda: net(8, 1024, 1024), image, "behind another"),
             Example(lambda: net(1024, 4096), image, "on a pooled vector"),
+            Example(
+                lambda: nn.Sequential(
+                    nn.Conv2d(3, 1024, 8), nn.Flatten(), nn.Linear(1024, 4096), nn.ReLU(), nn.Linear(4096, 10)
+                ),
+                ((1, 3, 8, 8),),
+                "on a 1×1 map",
+            ),
         ]
 
     @classmethod
@@ -99,10 +109,23 @@ class OversizedHiddenLinear(Rule):
                 features = self.features(self.first(self.conv(x).mean((2, 3))).relu())
                 return self.head(features), features
 
+        class Gated(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.conv, self.head = nn.Conv2d(3, 1024, 3), nn.Linear(1024, 10)
+                self.gate = nn.Sequential(nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.Sigmoid())
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                x = self.conv(x)
+                x = x * self.gate(x.mean((2, 3)))[:, :, None, None]
+                value: torch.Tensor = self.head(x.mean((2, 3)))
+                return value
+
         def pooled(*head: nn.Module) -> nn.Module:
             return nn.Sequential(nn.Conv2d(3, 960, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), *head)
 
         image = ((1, 3, 32, 32),)
+        generator = [nn.Linear(9, 1024), nn.Linear(1024, 2048), nn.Unflatten(1, (128, 4, 4)), nn.Conv2d(128, 3, 3)]
         return [
             Example(
                 lambda: nn.Sequential(nn.Linear(8, 1024), nn.Linear(1024, 1024), nn.Linear(1024, 10)), ((1, 8),),
@@ -111,4 +134,7 @@ class OversizedHiddenLinear(Rule):
             Example(lambda: pooled(nn.Linear(960, 1280), nn.Hardswish(), nn.Linear(1280, 1000)), image, "MobileNetV3's head"),
             Example(lambda: pooled(nn.Linear(960, 64), nn.Linear(64, 20000), nn.Identity()), image, "the head"),
             Example(Both, image, "its value is an output too"),
+            Example(Gated, image, "a gate"),
+            Example(lambda: pooled(nn.Linear(960, 512), nn.GRUCell(512, 1024), nn.Linear(1024, 10)), image, "an RNN cell"),
+            Example(lambda: nn.Sequential(*generator), ((1, 9),), "a generator's projection"),
         ]  # fmt: skip

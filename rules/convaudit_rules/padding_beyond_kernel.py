@@ -34,7 +34,7 @@ class PaddingBeyondKernel(Rule):
     Transposed convolutions; reflect, replicate and circular padding.
 
     ## References
-    Dumoulin, Visin 2016, A guide to convolution arithmetic for deep learning, arXiv:1603.07285, section 2.2 (full
+    Dumoulin, Visin 2016, A guide to convolution arithmetic for deep learning, arXiv:1603.07285, section 2.2.2 (full
     padding, k - 1, takes every position in which kernel and input overlap).
     """
 

@@ -34,7 +34,8 @@ class ReceptiveFieldExceedsInput(Rule):
     Attention, decoders, outputs per pixel, 1×1 maps, gates, vector inputs.
 
     ## References
-    Richter, Byttner, Krumnack, Wiedenroth, Schallner, Shenk 2021, Should You Go Deeper?, arXiv:2106.12307, section 4.
+    Richter, Schöning, Wiedenroth, Krumnack 2021, Should You Go Deeper? Optimizing Convolutional Neural Network
+    Architectures without Training by Receptive Field Analysis, arXiv:2106.12307 (the border layer).
     """
 
     code = "CNV206"
@@ -85,7 +86,7 @@ class ReceptiveFieldExceedsInput(Rule):
 
     @classmethod
     def bad(cls) -> list[Example]:
-        """A plain net that covers 16×16 early (warning); late, in a small layer (info)."""
+        """A plain net that covers 31×31 early (warning); late, in a small layer, and by 1×1 kernels alone (info)."""
         from torch import nn
 
         def net(late: int) -> nn.Module:
@@ -94,9 +95,13 @@ class ReceptiveFieldExceedsInput(Rule):
             tail = [nn.Conv2d(late, late, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(late, 10)]
             return nn.Sequential(*convs, *tail)
 
+        pointwise = [nn.Conv2d(8, 8, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)]
         return [
             Example(lambda: net(256), ((1, 3, 31, 31),), "most of the parameters"),
             Example(lambda: net(8), ((1, 3, 31, 31),), "few of them"),
+            Example(
+                lambda: nn.Sequential(nn.Conv2d(3, 8, 31, padding=15), *pointwise), ((1, 3, 31, 31),), "1×1 kernels"
+            ),
         ]
 
     @classmethod
@@ -117,11 +122,43 @@ class ReceptiveFieldExceedsInput(Rule):
                 value: torch.Tensor = self.head(x.mean((2, 3)))
                 return value
 
+        class Gated(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 10)
+                self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 1))
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                x = self.conv(x)
+                x = x * self.gate(x).sigmoid()
+                value: torch.Tensor = self.head(x.mean((2, 3)))
+                return value
+
+        class Attends(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.stem, self.mix = nn.Conv2d(3, 8, 31, padding=15), nn.MultiheadAttention(8, 2, batch_first=True)
+                self.conv, self.head = nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 10)
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                tokens = self.conv(self.stem(x)).flatten(2).transpose(1, 2)
+                value: torch.Tensor = self.head(self.mix(tokens, tokens, tokens)[0].mean(1))
+                return value
+
         big = [nn.Conv2d(3, 8, 31, padding=15), nn.Conv2d(8, 8, 3, padding=1)]
         pooled = [nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 8, 1), nn.Flatten(), nn.Linear(8, 10)]
+        upsampled = [nn.Conv2d(3, 8, 31, padding=15), nn.MaxPool2d(2), nn.Upsample(scale_factor=2), big[1]]
+        projected = [nn.Flatten(), nn.Linear(192, 512), nn.Unflatten(1, (8, 8, 8)), big[1]]
+        clip = [nn.Conv3d(3, 8, 7, padding=3), nn.Conv3d(8, 8, 3), nn.AdaptiveAvgPool3d(1), nn.Flatten()]
         return [
             Example(Residual, ((1, 3, 31, 31),), "the smallest path skips"),
             Example(lambda: nn.Sequential(*big), ((1, 3, 31, 31),), "an output per pixel"),
             Example(lambda: nn.Sequential(big[0], *pooled), ((1, 3, 31, 31),), "1×1 maps"),
             Example(lambda: nn.Sequential(*big, *pooled), ((1, 3, 31, 64),), "covered on one axis only"),
+            Example(lambda: nn.Sequential(*clip), ((1, 3, 4, 32, 32),), "covered in time only"),
+            Example(lambda: nn.Sequential(*upsampled, *pooled), ((1, 3, 31, 31),), "behind an upsampling"),
+            Example(lambda: nn.Sequential(*projected, *pooled), ((1, 3, 8, 8),), "behind a Linear"),
+            Example(Gated, ((1, 3, 8, 8),), "a gate"),
+            Example(Attends, ((1, 3, 31, 31),), "attention"),
+            Example(lambda: nn.Sequential(big[1], *pooled), ((1, 8, 1, 1),), "an input of one pixel"),
         ]

@@ -35,8 +35,11 @@ class ReceptiveFieldTooSmall(Rule):
     A flattened map (the Linear sees it all), attention, recurrence or windows before, outputs per pixel, single scores.
 
     ## References
-    Araujo, Norris, Sim 2019, Computing Receptive Fields of Convolutional Neural Networks, Distill, section "Theory".
-    Luo et al. 2016, arXiv:1701.04128, section 1.
+    Araujo, Norris, Sim 2019, Computing Receptive Fields of Convolutional Neural Networks, Distill, section "Arbitrary
+    computation graphs", https://distill.pub/2019/computing-receptive-fields/
+
+    Luo, Li, Urtasun, Zemel 2016, Understanding the Effective Receptive Field in Deep Convolutional Neural Networks,
+    arXiv:1701.04128, section 1.
     """
 
     code = "CNV205"
@@ -97,8 +100,18 @@ class ReceptiveFieldTooSmall(Rule):
 
     @classmethod
     def bad(cls) -> list[Example]:
-        """Two convolutions on 64×64, pooled by a module and by a mean."""
+        """Pooled by a module and by a mean; too small on one axis; in 3-D."""
+        import torch
         from torch import nn
+
+        class Mean(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 10)
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                value: torch.Tensor = self.head(self.conv(x).mean((2, 3)))
+                return value
 
         return [
             Example(
@@ -111,12 +124,27 @@ class ReceptiveFieldTooSmall(Rule):
                 lambda: nn.Sequential(nn.Conv3d(3, 8, 3), nn.AdaptiveMaxPool3d(1), nn.Flatten(), nn.Linear(8, 10)),
                 ((1, 3, 16, 32, 32),), "3-D",
             ),
+            Example(Mean, ((1, 3, 64, 64),), "a mean"),
+            Example(Mean, ((1, 3, 3, 64),), "on one axis"),
         ]  # fmt: skip
 
     @classmethod
     def good(cls) -> list[Example]:
         """One guard each."""
+        import torch
         from torch import nn
+
+        class Mixed(nn.Module):
+            def __init__(self, mixer: nn.Module) -> None:
+                super().__init__()
+                self.conv, self.mixer, self.head = nn.Conv2d(1, 8, 4, 4), mixer, nn.Linear(8, 10)
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                x = self.conv(x)
+                tokens = x.flatten(2).transpose(1, 2)
+                mixed = self.mixer(*[tokens] * (3 if isinstance(self.mixer, nn.MultiheadAttention) else 1))
+                value: torch.Tensor = self.head(mixed[0].transpose(1, 2).reshape(x.shape).mean((2, 3)))
+                return value
 
         def net(*layers: nn.Module) -> nn.Module:
             return nn.Sequential(nn.Conv2d(3, 8, 3), *layers)
@@ -129,6 +157,15 @@ class ReceptiveFieldTooSmall(Rule):
             Example(lambda: net(*deep, *pooled, nn.Linear(8, 10)), image, "58 of 64"),
             Example(lambda: net(nn.Flatten(), nn.Linear(8 * 3844, 10)), image, "flattened"),
             Example(lambda: net(*attention, *pooled, nn.Linear(8, 10)), image, "mixed over all positions before"),
+            Example(
+                lambda: Mixed(nn.MultiheadAttention(8, 2, batch_first=True)), ((1, 1, 4, 512),), "attention before"
+            ),
+            Example(lambda: Mixed(nn.GRU(8, 8, batch_first=True)), ((1, 1, 4, 512),), "a recurrence over time"),
+            Example(
+                lambda: nn.Sequential(nn.Conv1d(1, 8, 80, 4), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(8, 10)),
+                ((1, 1, 16000),),
+                "a waveform",
+            ),
             Example(lambda: net(nn.Conv2d(8, 2, 1)), image, "an output per pixel"),
             Example(lambda: net(*pooled, nn.Linear(8, 1)), image, "a single score"),
         ]

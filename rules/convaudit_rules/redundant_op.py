@@ -42,7 +42,7 @@ class RedundantOp(Rule):
     cover a 1×1 map by measuring it; a flatten of the model's own vector input.
 
     ## References
-    PyTorch documentation, torch.nn.ReLU: max(0, x).
+    PyTorch documentation, torch.nn.ReLU: max(0, x), https://docs.pytorch.org/docs/stable/generated/torch.nn.ReLU.html
     """
 
     code = "CNV407"

@@ -36,7 +36,8 @@ class RepresentationalBottleneck(Rule):
     1×1 reductions of one branch, gates, attention, global pooling heads, patchify stems.
 
     ## References
-    Szegedy, Vanhoucke, Ioffe, Shlens, Wojna 2016, arXiv:1512.00567, section 2, principle 1.
+    Szegedy, Vanhoucke, Ioffe, Shlens, Wojna 2016, Rethinking the Inception Architecture for Computer Vision,
+    arXiv:1512.00567, section 2, principle 1.
     """
 
     code = "CNV303"
@@ -102,6 +103,40 @@ class RepresentationalBottleneck(Rule):
                 value: torch.Tensor = self.last(self.grow(self.reduce(x)) + self.other(x))
                 return value
 
+        class Gated(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.stem, self.last = nn.Conv2d(3, 64, 3), nn.Conv2d(64, 64, 3)
+                self.gate = nn.Sequential(nn.AvgPool2d(8), nn.Conv2d(64, 4, 1), nn.Upsample(62), nn.Conv2d(4, 64, 1))
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                x = self.stem(x)
+                value: torch.Tensor = self.last(x * self.gate(x).sigmoid())
+                return value
+
+        class Attends(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.stem, self.keys, self.last = nn.Conv2d(3, 64, 3), nn.Conv2d(64, 4, 1), nn.Conv2d(64, 64, 3)
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                x = self.stem(x)
+                keys = self.keys(x).flatten(2)
+                seen = x.flatten(2) @ (keys.transpose(1, 2) @ keys).softmax(-1)
+                value: torch.Tensor = self.last(x + seen.reshape(x.shape))
+                return value
+
+        class Mel(nn.Module):
+            """40 bands of 801 frequencies."""
+
+            def __init__(self) -> None:
+                super().__init__()
+                self.bands, self.conv = nn.Linear(801, 40, bias=False), nn.Conv2d(1, 16, 3)
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                value: torch.Tensor = self.conv(self.bands(x.transpose(2, 3)).transpose(2, 3))
+                return value
+
         head = [nn.AdaptiveAvgPool2d(1), nn.Conv2d(64, 10, 1), nn.Flatten()]
         image = ((1, 3, 64, 64),)
         return [
@@ -111,6 +146,9 @@ class RepresentationalBottleneck(Rule):
                 "plain halving",
             ),
             Example(Branches, image, "one branch of two"),
+            Example(Gated, image, "a gate"),
+            Example(Attends, ((1, 3, 16, 16),), "attention"),
+            Example(Mel, ((1, 1, 801, 100),), "a mel filter bank"),
             Example(lambda: nn.Sequential(nn.Conv2d(3, 64, 3), *head), image, "a global pooling head"),
             Example(lambda: nn.Sequential(nn.Conv2d(3, 8, 16, 16), nn.Conv2d(8, 8, 3)), image, "a patchify stem"),
             Example(lambda: nn.Sequential(nn.Conv2d(3, 64, 3), nn.Conv2d(64, 3, 3, 2)), image, "the output"),

@@ -46,7 +46,8 @@ class SeparableCandidate(Rule):
     Off unless selected. Models that have depthwise convolutions already, transposed and grouped convolutions, patchify.
 
     ## References
-    Howard et al. 2017, MobileNets, arXiv:1704.04861, section 3.1.
+    Howard et al. 2017, MobileNets: Efficient Convolutional Neural Networks for Mobile Vision Applications,
+    arXiv:1704.04861, section 3.1.
     """
 
     code = "CNV501"

@@ -48,8 +48,8 @@ class SkippedPixels(Rule):
     A 1×1 stride-2 shortcut beside a 3×3 that reads everything.
 
     ## References
-    He, Zhang, Zhang, Zhang, Xie, Li 2019, Bag of Tricks for Image Classification, arXiv:1812.01187, section 4.2
-    (ResNet-B).
+    He, Zhang, Zhang, Zhang, Xie, Li 2019, Bag of Tricks for Image Classification with Convolutional Neural Networks,
+    arXiv:1812.01187, section 4.2 (ResNet-B).
     """
 
     code = "CNV204"
@@ -168,6 +168,7 @@ class SkippedPixels(Rule):
             Example(lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 2, 2)), image, "patchify"),
             Example(lambda: Sliced(*patches), image, "slices that cover the map"),
             Example(Cropped, image, "a crop, a slice of channels"),
+            Example(lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 8, 9)), ((1, 3, 20, 20),), "under min-share"),
             Example(Returned, image, "returned as well"),
             Example(lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.MaxPool2d(2)), ((1, 3, 5, 5),), "the border of a pool"),
             Example(lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1, 2)), ((1, 3, 3, 3),), "a 1×1 map"),

@@ -35,7 +35,8 @@ class SoftmaxAtOutput(Rule):
     the softmax out while training.
 
     ## References
-    PyTorch documentation, torch.nn.CrossEntropyLoss: "The input is expected to contain the unnormalized logits".
+    PyTorch documentation, torch.nn.CrossEntropyLoss: "The input is expected to contain the unnormalized logits",
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.CrossEntropyLoss.html
     """
 
     code = "CNV405"

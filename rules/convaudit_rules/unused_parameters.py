@@ -36,7 +36,8 @@ class UnusedParameters(Rule):
     tensor (another value may read them) and where the layers do run (their value may be kept for a loss).
 
     ## References
-    PyTorch documentation, torch.nn.parallel.DistributedDataParallel, parameter find_unused_parameters.
+    PyTorch documentation, torch.nn.parallel.DistributedDataParallel, parameter find_unused_parameters,
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.parallel.DistributedDataParallel.html
     """
 
     code = "CNV404"
@@ -78,7 +79,7 @@ class UnusedParameters(Rule):
 
     @classmethod
     def bad(cls) -> list[Example]:
-        """A layer that is never called; one whose value is never used."""
+        """A layer that is never called; one whose value is never used; one that is deep-copied and kept."""
         import torch
         from torch import nn
 
@@ -93,8 +94,22 @@ class UnusedParameters(Rule):
                     self.idle(value)
                 return value
 
+        class Copied(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+                self.encoder = nn.TransformerEncoder(self.layer, 2)
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                value: torch.Tensor = self.encoder(x)
+                return value
+
         image = ((1, 3, 8, 8),)
-        return [Example(lambda: Idle(False), image, "never called"), Example(lambda: Idle(True), image, "never used")]
+        return [
+            Example(lambda: Idle(False), image, "never called"),
+            Example(lambda: Idle(True), image, "never used"),
+            Example(Copied, ((1, 4, 8),), "copied"),
+        ]
 
     @classmethod
     def good(cls) -> list[Example]:

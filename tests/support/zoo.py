@@ -1,11 +1,14 @@
 """`make zoo`: audit every timm architecture and torchvision builder on meta, and hold its MACs against torch's own count.
 
 Prints a line for each model that is not ok or whose MACs differ from ``torch.utils.flop_counter`` / 2 by more than 0.5%
-without an explanation, then which rules spoke at warning level about which models, and the counts. ``zoo.py STRIDE`` takes every STRIDE-th model.
+without an explanation, then a row for each rule that spoke: models at warning level or above, models at info, and
+the former by family (their source file). ``zoo.py STRIDE`` takes every STRIDE-th model; ``--markdown`` prints the rows
+as docs/zoo.md has them, ``--names`` the models' names instead of their families.
 """
 
 from __future__ import annotations
 
+import argparse
 import multiprocessing
 import sys
 import warnings
@@ -24,8 +27,8 @@ class Examined:
     macs: int = 0
     counted: int | None = None
     """``torch.utils.flop_counter`` / 2; None where its own forward on meta fails."""
-    codes: list[str] = field(default_factory=list)
-    """Rules that spoke at warning level or above."""
+    codes: dict[str, bool] = field(default_factory=dict)
+    """Rules that spoke, and whether at warning level or above."""
 
     @property
     def differs(self) -> bool:
@@ -62,7 +65,8 @@ def examine(target: str) -> Examined:
         return Examined(target, "failed", str(error))
     assert result.totals is not None
     found = Examined(target, result.status, "; ".join(result.notes), result.totals.macs or 0)
-    found.codes = sorted({f.rule for f in result.findings if f.severity != "info"})
+    for finding in result.findings:
+        found.codes[finding.rule] = found.codes.get(finding.rule, False) or finding.severity != "info"
     model = built.model.to("meta").eval().requires_grad_(False)  # its module tracker wants gradients of parameters
     counter = FlopCounterMode(display=False)
     try:
@@ -74,16 +78,42 @@ def examine(target: str) -> Examined:
     return found
 
 
+def family(target: str) -> str:
+    """The source file of the target's model: ``resnet``, ``torchvision vgg``."""
+    from timm.models import model_entrypoint
+    from torchvision.models import get_model_builder
+
+    zoo, _, name = target.partition(":")
+    build = model_entrypoint(name) if zoo == "timm" else get_model_builder(name)
+    module = build.__module__.rpartition(".")[2]
+    return module if zoo == "timm" else f"{zoo} {module}"
+
+
+def rows(spoke: dict[str, dict[bool, list[str]]], names: bool) -> list[tuple[str, str, str, str]]:
+    """Rule, models at warning or above, models at info, and the former folded by family."""
+    table = []
+    for code, by_level in sorted(spoke.items()):
+        loud, quiet = by_level.get(True, []), by_level.get(False, [])
+        folded = Counter(map(family, loud)).most_common()
+        listed = sorted(loud) if names else [f"{name} {count}" for name, count in folded]
+        table.append((code, str(len(loud)), str(len(quiet)), ", ".join(listed)))
+    return table
+
+
 def main() -> int:
     """Sweep the zoo with two processes; 1 where a model failed or a difference is not explained."""
-    every = int(sys.argv[1]) if len(sys.argv) > 1 else 1
+    parser = argparse.ArgumentParser(description="audit every timm architecture and torchvision builder on meta")
+    parser.add_argument("stride", nargs="?", type=int, default=1, help="take every STRIDE-th model")
+    parser.add_argument("--markdown", action="store_true", help="counts as rows of a Markdown table")
+    parser.add_argument("--names", action="store_true", help="names of models instead of families")
+    options = parser.parse_args()
     counts: Counter[str] = Counter()
-    spoke: dict[str, list[str]] = {}
+    spoke: dict[str, dict[bool, list[str]]] = {}
     with multiprocessing.get_context("spawn").Pool(2) as pool:
-        for found in pool.imap_unordered(examine, zoo_names()[::every], chunksize=4):
+        for found in pool.imap_unordered(examine, zoo_names()[:: options.stride], chunksize=4):
             counts[found.status] += 1
-            for code in found.codes:
-                spoke.setdefault(code, []).append(found.target)
+            for code, loud in found.codes.items():
+                spoke.setdefault(code, {}).setdefault(loud, []).append(found.target)
             if found.status != "ok" or "not counted" in found.reason:
                 print(f"{found.target}: {found.status}: {found.reason}", flush=True)
             if found.counted is None:
@@ -91,8 +121,8 @@ def main() -> int:
             elif found.differs:
                 counts["MACs differ"] += 1
                 print(f"{found.target}: {found.macs:,} MACs, flop_counter / 2 is {found.counted:,}", flush=True)
-    for code, targets in sorted(spoke.items()):
-        print(f"{code} at warning or above, {len(targets)} models: {', '.join(sorted(targets))}")
+    for row in [("rule", "warning", "info", "families"), *rows(spoke, options.names)]:
+        print(" | ".join(("", *row, "")).strip() if options.markdown else " ".join(row))
     print(dict(counts))
     return int(bool(counts["failed"] or counts["MACs differ"]))
 

@@ -1,0 +1,130 @@
+"""Results kept between runs, so that an unchanged model is answered without torch. Never imports torch.
+
+One JSON file for each target and way of auditing it, in the user's own cache folder: a checkout cannot bring answers
+of its own. An entry holds while every file that the audit read, outside of installed packages, has the same content,
+its folder lists the same Python files, and the environment is the same. Anything else about an entry (truncated, of
+another version, not ours) makes it as good as absent. There is no pickle in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from convaudit import __version__
+from convaudit.result import SCHEMA_VERSION, TargetResult
+
+
+class Entry(msgspec.Struct):
+    """A result and what it rests on."""
+
+    key: str
+    sources: dict[str, str]
+    """Files that the audit read → SHA-256 of their content, "" where there was none; folders → SHA-256 of the names of
+    their Python files."""
+    result: TargetResult
+
+
+def folder() -> Path:
+    """``CONVAUDIT_CACHE_DIR``, else convaudit's folder in the user's cache folder."""
+    given = os.environ.get("CONVAUDIT_CACHE_DIR")
+    if given:
+        return Path(given)
+    base = os.environ.get("LOCALAPPDATA" if os.name == "nt" else "XDG_CACHE_HOME")
+    return Path(base or os.path.expanduser("~/.cache"), "convaudit")
+
+
+def key_of(request: dict[str, Any]) -> str:
+    """What a result depends on besides files: the request, the working directory, versions, installed packages."""
+    try:
+        torch = version("torch")
+    except PackageNotFoundError:
+        torch = ""
+    parts = [
+        SCHEMA_VERSION, __version__, torch, platform.python_version(), sys.executable, os.getcwd(),
+        os.environ.get("PYTHONPATH", ""), [_changed(path) for path in sys.path if path.endswith("-packages")], request,
+    ]  # fmt: skip
+    return hashlib.sha256(msgspec.json.encode(parts, enc_hook=str)).hexdigest()
+
+
+def _changed(path: str) -> int:
+    """When something was last installed into or removed from a folder of packages."""
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _modified(path: str) -> float:
+    try:
+        return os.stat(path).st_mtime
+    except OSError:
+        return 0.0
+
+
+def digest(path: str) -> str:
+    """SHA-256 of a file's content, or of a folder's Python file and package names; "" where it cannot be read."""
+    try:
+        if os.path.isdir(path):
+            names = sorted(e.name for e in os.scandir(path) if e.name.endswith(".py") or (e.is_dir() and _package(e)))
+            return hashlib.sha256("\0".join(names).encode("utf-8", "surrogateescape")).hexdigest()
+        with open(path, "rb") as file:
+            return hashlib.sha256(file.read()).hexdigest()
+    except OSError:
+        return ""
+
+
+def _package(entry: os.DirEntry[str]) -> bool:
+    return not entry.name.startswith((".", "__")) and entry.name.isidentifier()
+
+
+def find(key: str) -> TargetResult | None:
+    """The result kept for ``key``, where all that it rests on is unchanged."""
+    try:
+        data = (folder() / f"{key}.json").read_bytes()
+        entry = msgspec.json.decode(data, type=Entry)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    if entry.key != key or any(digest(path) != known for path, known in entry.sources.items()):
+        return None
+    return entry.result
+
+
+def keep(key: str, sources: list[str], result: TargetResult, started: float) -> str | None:
+    """Write an entry aside and rename it; why that failed, where it did.
+
+    A failed target is not kept, nor one whose sources changed since ``started`` (seconds since the epoch).
+    """
+    if result.status == "failed" or any(_modified(path) >= started for path in sources):
+        return None
+    entry = Entry(key, {path: digest(path) for path in sources}, result)
+    try:
+        where = folder()
+        where.mkdir(parents=True, exist_ok=True)
+        handle, aside = tempfile.mkstemp(dir=where, suffix=".part")
+        with os.fdopen(handle, "wb") as file:
+            file.write(msgspec.json.encode(entry))
+        os.replace(aside, where / f"{key}.json")
+    except (OSError, TypeError, UnicodeEncodeError) as error:
+        return f"the cache in {folder()} was not written: {getattr(error, 'strerror', None) or error}"
+    return None
+
+
+def clean() -> int:
+    """Remove the cache folder's entries; how many there were."""
+    where = folder()
+    entries = list(where.glob("*.json")) + list(where.glob("*.part")) if where.is_dir() else []
+    for entry in entries:
+        entry.unlink(missing_ok=True)
+    if where.is_dir() and not any(where.iterdir()):
+        shutil.rmtree(where, ignore_errors=True)
+    return len(entries)

@@ -1,0 +1,69 @@
+"""What one target leaves in a worker: modules that the next one must not see, and the files its audit rests on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from convaudit.paths import LIBRARY
+
+
+class Footprint:
+    """Watches one target at a time. Files of installed packages and of Python itself are left out."""
+
+    def __init__(self) -> None:
+        self._modules = set(sys.modules)
+        self._path = list(sys.path)
+        self._opened: set[str] = set()
+        self._watching = False
+        sys.addaudithook(self._notice)
+
+    def _notice(self, event: str, args: tuple[Any, ...]) -> None:
+        if event == "open" and self._watching and isinstance(args[0], str) and not _written(args[1], args[2]):
+            self._opened.add(args[0])
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Note the files that are read meanwhile."""
+        self._opened.clear()
+        self._watching = True
+        try:
+            yield
+        finally:
+            self._watching = False
+
+    def sources(self) -> list[str]:
+        """The files read, those of the imported modules (convaudit's own where it is not installed), and their folders."""
+        files = {os.path.abspath(path) for path in self._opened if "__pycache__" not in path}
+        files |= {
+            os.path.abspath(file)
+            for name, module in list(sys.modules.items())
+            if name not in self._modules or name.partition(".")[0].startswith("convaudit")
+            if (file := getattr(module, "__file__", None))
+        }
+        mine = {path for path in files if not _installed(path)}
+        return sorted(mine | {os.path.dirname(path) for path in mine})
+
+    def forget(self) -> None:
+        """Drop the modules that came from outside of installed packages, and restore ``sys.path``."""
+        sys.path[:] = self._path
+        for name in set(sys.modules) - self._modules:
+            file = getattr(sys.modules[name], "__file__", None) or ""
+            if file and not _installed(file) and not name.partition(".")[0].startswith("convaudit"):
+                del sys.modules[name]
+
+
+def _written(mode: Any, flags: Any) -> bool:
+    """Whether an open is for writing; ``os.open`` gives no mode."""
+    if isinstance(mode, str):
+        return any(letter in mode for letter in "wax+")
+    return bool(flags and flags & (os.O_WRONLY | os.O_RDWR))
+
+
+def _installed(path: str) -> bool:
+    if any(part in path for part in LIBRARY) or path.startswith(("/proc/", "/sys/", "/dev/")):
+        return True
+    return any(path.startswith(os.path.join(prefix, "")) for prefix in (sys.prefix, sys.base_prefix))
