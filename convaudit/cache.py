@@ -1,6 +1,6 @@
 """Results kept between runs, so that an unchanged model is answered without torch. Never imports torch.
 
-One JSON file for each target and way of auditing it, in the user's own cache folder: a checkout cannot bring answers
+One file of JSON behind its checksum for each target and way of auditing it, in the user's own cache folder: a checkout cannot bring answers
 of its own. An entry holds while every file that the audit read, outside of installed packages, has the same content,
 its folder lists the same Python files, and the environment is the same. Anything else about an entry (truncated, of
 another version, not ours) makes it as good as absent. There is no pickle in it.
@@ -65,8 +65,9 @@ def _changed(path: str) -> int:
 
 
 def _modified(path: str) -> float:
+    """When a file was last written; 0 for a folder, which Python itself writes to."""
     try:
-        return os.stat(path).st_mtime
+        return 0.0 if os.path.isdir(path) else os.stat(path).st_mtime
     except OSError:
         return 0.0
 
@@ -75,7 +76,10 @@ def digest(path: str) -> str:
     """SHA-256 of a file's content, or of a folder's Python file and package names; "" where it cannot be read."""
     try:
         if os.path.isdir(path):
-            names = sorted(e.name for e in os.scandir(path) if e.name.endswith(".py") or (e.is_dir() and _package(e)))
+            names = sorted(
+                e.name for e in os.scandir(path)
+                if e.name.endswith(".py") or os.path.exists(os.path.join(e.path, "__init__.py"))
+            )  # fmt: skip
             return hashlib.sha256("\0".join(names).encode("utf-8", "surrogateescape")).hexdigest()
         with open(path, "rb") as file:
             return hashlib.sha256(file.read()).hexdigest()
@@ -83,14 +87,16 @@ def digest(path: str) -> str:
         return ""
 
 
-def _package(entry: os.DirEntry[str]) -> bool:
-    return not entry.name.startswith((".", "__")) and entry.name.isidentifier()
+def _checksum(data: bytes) -> bytes:
+    return hashlib.sha256(data).hexdigest().encode()
 
 
 def find(key: str) -> TargetResult | None:
     """The result kept for ``key``, where all that it rests on is unchanged."""
     try:
-        data = (folder() / f"{key}.json").read_bytes()
+        checksum, _, data = (folder() / f"{key}.json").read_bytes().partition(b"\n")
+        if checksum != _checksum(data):
+            return None
         entry = msgspec.json.decode(data, type=Entry)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
@@ -112,7 +118,8 @@ def keep(key: str, sources: list[str], result: TargetResult, started: float) -> 
         where.mkdir(parents=True, exist_ok=True)
         handle, aside = tempfile.mkstemp(dir=where, suffix=".part")
         with os.fdopen(handle, "wb") as file:
-            file.write(msgspec.json.encode(entry))
+            data = msgspec.json.encode(entry)
+            file.write(_checksum(data) + b"\n" + data)
         os.replace(aside, where / f"{key}.json")
     except (OSError, TypeError, UnicodeEncodeError) as error:
         return f"the cache in {folder()} was not written: {getattr(error, 'strerror', None) or error}"

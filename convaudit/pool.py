@@ -45,6 +45,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
         )
         self._buffer = b""
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from convaudit import accelerators
 from convaudit.construction import ConstructionLines, construction_locations
 from convaudit.errors import TargetError
 from convaudit.paths import relative_path
@@ -55,7 +56,8 @@ def load(head: str) -> Any:
     with _blaming("import", None):
         if str(Path.cwd()) not in sys.path:
             sys.path.insert(0, str(Path.cwd()))
-        return importlib.import_module(head)
+        with accelerators.absent():
+            return importlib.import_module(head)
 
 
 def _timm(name: str, args: dict[str, Any]) -> BuiltTarget:
@@ -130,7 +132,7 @@ def _load_file(path: Path) -> Any:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module
-    with _blaming("import", path):
+    with _blaming("import", path), accelerators.absent():
         spec.loader.exec_module(module)
     return module
 
@@ -173,13 +175,13 @@ def _construct(make: Callable[[], Any], path: Path | None = None, target: str = 
     note: tuple[str, ...] = ()
     with construction_locations() as lines, _blaming("construct", path, target):
         try:
-            with torch.device("meta"):
+            with torch.device("meta"), accelerators.absent():
                 model = make()
         except (NotImplementedError, RuntimeError, ValueError, TypeError, AssertionError) as error:
             if isinstance(error, TypeError) and "argument" in str(error):
                 raise
             note = (f"constructed on the CPU, parameters on meta ({type(error).__name__} under the meta device)",)
-            with _parameters_on_meta():
+            with _parameters_on_meta(), accelerators.absent():
                 model = make()
     if not isinstance(model, nn.Module):
         raise TargetError("construct", f"{target}: gives a {type(model).__name__}, not an nn.Module", kind="TypeError")

@@ -360,6 +360,11 @@ class _Recorder(TorchFunctionMode):
                         self.attributes[id(stand_in)] = (dot + name, value)
                     if stand_in is not value:
                         store[name] = stand_in
+            for name, held in module.__dict__.items():  # constants that are no buffers, of a model built on meta
+                if isinstance(held, (Tensor, list, tuple, dict)) and not name.startswith("_"):
+                    for index, value in enumerate(tensors(held)):
+                        if value.device.type == "meta" and id(value) not in self.attributes:
+                            self.attributes[id(value)] = (f"{dot}{name}" if held is value else f"{dot}{name}_{index}", value)
         self.alive.append(seen)
 
     def _replacement(self, value: Tensor, is_buffer: bool) -> Tensor:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from convaudit.paths import relative_path, repository_root
-from convaudit.result import AuditResult, Finding, TargetResult
+from convaudit.result import AuditResult, Finding, TargetFailure, TargetResult
 from convaudit_reports._figures import clean, layers_of, live, one_line, saved_parameters, shorten, steps
 
 TEXT = 600
@@ -108,10 +109,19 @@ def headline(finding: Finding) -> str:
     """The message on one line, its layer named first."""
     message = shorten(one_line(finding.message), TEXT)
     layer = shorten(clean(finding.layers[0]), TEXT) if finding.layers else ""
-    if not layer or layer in message:
+    if not layer or re.search(rf"(?<![\w.]){re.escape(layer)}(?!\w)", message):
         return message
     more = f" and {len(finding.layers) - 1} more" if len(finding.layers) > 1 else ""
     return f"{layer}{more}: {message}"
+
+
+def failure(error: TargetFailure | None) -> str:
+    """Why a target could not be audited, on one line."""
+    if error is None:
+        return "not audited"
+    message = shorten(one_line(error.message), TEXT)
+    kind = "" if error.type in message else f"{clean(error.type)}: "
+    return f"step {error.step}: {kind}{message}"
 
 
 def details(finding: Finding, place: Place) -> Iterator[str]:

@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 
 from convaudit.result import AuditResult, Finding, TargetResult
 from convaudit_reports import _ci
-from convaudit_reports._figures import clean, one_line, shorten
+from convaudit_reports._figures import clean
 
 NAME = "junit"
 SUFFIX = ".xml"
@@ -51,14 +51,12 @@ def _failed(suite: ElementTree.Element, target: TargetResult, name: str, names: 
         suite, "testcase", classname="convaudit.CNV001", name=_unique(f"{name}: could not be audited", names)
     )
     error = target.error
-    text = one_line(error.message) if error else "not audited"
-    kind = f"{error.step}: {error.type}" if error else "not audited"
-    body = f"{kind}: {text}"
+    text = body = _ci.failure(error)
     if error and error.path:
         body += f"\nAt: {clean(error.path)}" + (f":{error.line}" if error.line else "")
-    ElementTree.SubElement(case, "error", message=_xml(shorten(text, _ci.TEXT)), type=_xml(kind)).text = _xml(
-        body, lines=True
-    )
+    ElementTree.SubElement(
+        case, "error", message=_xml(text), type=_xml(error.type if error else "not audited")
+    ).text = _xml(body, lines=True)
 
 
 def _case(suite: ElementTree.Element, target: TargetResult, finding: Finding, name: str, names: Counter[str]) -> None:

@@ -189,11 +189,9 @@ def _notifications(result: AuditResult, codes: dict[str, int], left_out: int) ->
     for target in result.targets:
         if target.status != "failed":
             continue
-        error = target.error
-        why = f" (step {error.step}): {error.type}: {shorten(one_line(error.message), _ci.TEXT)}" if error else ""
         made: dict[str, Any] = {
             "level": "error",
-            "message": {"text": _message(f"{clean(target.target)} could not be audited{why}.")},
+            "message": {"text": _message(f"{clean(target.target)} could not be audited, {_ci.failure(target.error)}.")},
         }
         if "CNV001" in codes:
             made["associatedRule"] = {"id": "CNV001", "index": codes["CNV001"]}

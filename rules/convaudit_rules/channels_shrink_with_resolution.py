@@ -21,8 +21,8 @@ class ChannelsShrinkWithResolution(Rule):
     """a stage is narrower than the one before it, at a lower resolution
 
     ## What it does
-    Compares stages of a classifier (layers at one resolution) by the last map that every path passes: a finding
-    where one has fewer channels than the stage before.
+    Compares stages of a classifier (layers at one resolution) by the maps that every path passes: a finding where all
+    of a stage's have fewer channels than the last of the stage before.
 
     ## Why it matters
     Downsampling already drops three of four values; with fewer channels as well the net forgets more than it
@@ -59,6 +59,7 @@ class ChannelsShrinkWithResolution(Rule):
         for conv in convs.values():
             first.setdefault(conv.resolution, conv.call.layer)
         widths: dict[tuple[int, ...], int] = {}
+        widest: dict[tuple[int, ...], int] = {}
         for node in context.bottlenecks:
             call, shape = node.meta.get(CALL), shape_of(node)
             if call is None or len(shape) < 4 or shape[2:] not in first or call.op == "cat":
@@ -70,9 +71,12 @@ class ChannelsShrinkWithResolution(Rule):
             if conv is not None and (node not in convs or conv.depthwise or (widens and self._feeds_grouped(node))):
                 continue
             widths[shape[2:]] = shape[1]
+            if call.kind != "pool" and call.op != "mul":
+                widest[shape[2:]] = max(shape[1], widest.get(shape[2:], 0))
         stages = [(size, widths[size]) for size in first if size in widths]
         for (larger, before), (smaller, after) in zip(stages, stages[1:]):
-            if prod(smaller) < prod(larger) and after < before and prod(smaller) > 1:
+            narrower = max(after, widest.get(smaller, 0)) < before
+            if prod(smaller) < prod(larger) and narrower and prod(smaller) > 1:
                 yield context.finding(
                     f"{before} channels at {'×'.join(map(str, larger))}, then {after} at {'×'.join(map(str, smaller))}",
                     [first[smaller]],
@@ -86,14 +90,22 @@ class ChannelsShrinkWithResolution(Rule):
         return source is not None and untouched(source)
 
     def _feeds_grouped(self, node: Node) -> bool:
-        """Whether a depthwise or grouped convolution reads the value: the wide middle of an inverted bottleneck."""
+        """Whether the value is the wide middle of an inverted bottleneck.
+
+        A depthwise or grouped convolution reads it, or an average pool with a 1×1 convolution behind that narrows it.
+        """
         at: Node | None = node
+        pooled = False
         while at is not None and len(at.users) == 1:
             at = next(iter(at.users))
             call = at.meta.get(CALL)
-            if call is None or (call.conv is not None and call.conv.groups > 1):
-                return call is not None
-            if call.kind not in TRANSPARENT and call.op != "pad":
+            if call is None:
+                return False
+            if call.conv is not None:
+                squeezes = set(call.conv.kernel) == {1} and call.conv.out_channels < call.conv.in_channels
+                return call.conv.groups > 1 or (pooled and squeezes)
+            pooled = pooled or call.op.startswith("avg_pool")
+            if call.kind not in (*TRANSPARENT, "reshape") and call.op != "pad" and not call.op.startswith("avg_pool"):
                 return False
         return False
 
@@ -185,9 +197,33 @@ class ChannelsShrinkWithResolution(Rule):
             nn.Conv2d(128, 8, 1),
             nn.Flatten(),
         ]
+        def pooled() -> nn.Module:
+            wide = [nn.Conv2d(16, 96, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2), nn.Conv2d(96, 24, 1)]
+            return nn.Sequential(
+                nn.Conv2d(3, 16, 3), *wide, nn.Conv2d(24, 24, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+            )
+
+        class ChannelsLast(nn.LayerNorm):
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+        def normed() -> nn.Module:
+            wide = [nn.Conv2d(16, 96, 1), ChannelsLast(96), nn.Conv2d(96, 96, 3, 2, 1, groups=96), nn.Conv2d(96, 24, 1)]
+            return nn.Sequential(
+                nn.Conv2d(3, 16, 3), *wide, nn.Conv2d(24, 24, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+            )
+
+        def wide_first() -> nn.Module:
+            narrow = [nn.Conv2d(128, 32, 1), nn.Conv2d(32, 32, 3, padding=1)]
+            tail = [nn.Conv2d(32, 256, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+            return nn.Sequential(nn.Conv2d(3, 32, 3), nn.Conv2d(32, 64, 3), nn.Conv2d(64, 128, 3, 2), *narrow, *tail)
+
         image = ((1, 3, 64, 64),)
         return [
             Example(inverted, image, "the wide middle of an inverted bottleneck"),
+            Example(pooled, image, "such a middle pooled in place of a depthwise stride"),
+            Example(normed, image, "such a middle with a channels-last norm"),
+            Example(wide_first, image, "a stage that ends narrow and was wide enough"),
             Example(lambda: _net(32, 64, 64, 128), image, "never narrower"),
             Example(lambda: _net(32, 64, 128, 32), image, "the last convolution before the head"),
             Example(squeezed, image, "a squeeze inside a stage"),

@@ -36,6 +36,7 @@ class DeepPlainStack(Rule):
 
     ## Exceptions
     Residual and dense nets, RepVGG's branches, each arm of a U-Net: a chain ends where a value is used again later.
+    Convolutions that give a 1×1 map are fully connected layers and do not count.
 
     ## References
     He, Zhang, Ren, Sun 2016, Deep Residual Learning for Image Recognition, arXiv:1512.03385, section 1 and figure 1.
@@ -61,7 +62,8 @@ class DeepPlainStack(Rule):
             layers, normed = chains.get(sources[0], ((), False))
             if len(sources) > 1 or context.bypassed(sources[0], node):
                 layers, normed = (), False
-            if call is not None and call.conv is not None and node not in context.gates:
+            on_map = call is not None and call.conv is not None and context.positions(node) > 1
+            if call is not None and on_map and node not in context.gates:
                 layers = (*layers, call.layer)
             normed = normed or (call is not None and call.kind == "norm")
             chains[node] = layers, normed
@@ -148,8 +150,10 @@ class DeepPlainStack(Rule):
             return nn.Sequential(*(layer for block in layers for layer in block))
 
         image = ((1, 4, 8, 8),)
+        disguised = [nn.Conv2d(4, 64, 8), nn.ReLU(), nn.Conv2d(64, 64, 1), nn.ReLU()]
         return [
             Example(lambda: stack(10, False), image, "10 without norm"),
+            Example(lambda: nn.Sequential(stack(10, False), *disguised), image, "Linear layers written as convolutions"),
             Example(lambda: stack(30, True), image, "30 with norm"),
             Example(lambda: Blocks("add"), image, "residual"),
             Example(lambda: Blocks("cat"), image, "dense"),

@@ -71,7 +71,7 @@ class NonPowerOfTwoWidth(Rule):
             else:
                 continue
             fine = width % multiple == 0 if multiple else width & (width - 1) == 0
-            if skip or fine or width < 8 or node in context.outputs:
+            if skip or fine or width < 8 or node in context.outputs or self._scores(node):
                 continue
             if any(p in parameters and not parameters[p].requires_grad for p in call.parameters) or self._cut(node):
                 continue
@@ -96,6 +96,19 @@ class NonPowerOfTwoWidth(Rule):
             evidence={"widths": odd, "nearest": {str(w): n for w, n in near.items()}},
             suggestion="; ".join(f"{w}: {low} or {high}" for w, (low, high) in list(near.items())[:4]),
         )
+
+    def _scores(self, node: Node) -> bool:
+        """Whether no weighted layer reads the value: it leaves the model, averaged or pooled perhaps."""
+        queue, seen = [node], {node}
+        while queue:
+            for user in queue.pop().users:
+                call = user.meta.get(CALL)
+                if call is not None and call.kind in ("conv", "linear", "matmul", "attention", "recurrent"):
+                    return False
+                if user not in seen:
+                    seen.add(user)
+                    queue.append(user)
+        return True
 
     def _cut(self, node: Node) -> bool:
         """Whether the width is concatenated, split, sliced or shuffled before a weighted layer reads it."""
@@ -182,6 +195,16 @@ class NonPowerOfTwoWidth(Rule):
                 value: torch.Tensor = self.head(x * self.gate(x))
                 return value
 
+        class TwoHeads(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.conv, self.first, self.second = nn.Conv2d(3, 64, 3), nn.Linear(64, 100), nn.Linear(64, 100)
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                x = self.conv(x).mean((2, 3))
+                value: torch.Tensor = (self.first(x) + self.second(x)) / 2
+                return value
+
         def frozen() -> nn.Module:
             conv = nn.Conv2d(3, 100, 3).requires_grad_(False)
             return nn.Sequential(conv, nn.Conv2d(100, 10, 1))
@@ -191,6 +214,11 @@ class NonPowerOfTwoWidth(Rule):
         eights = {"rules": {"CNV301": {"width-multiple": 8}}}
         return [
             Example(lambda: nn.Sequential(nn.Conv2d(3, 64, 3), nn.Conv2d(64, 10, 1)), image, "inputs and outputs"),
+            Example(TwoHeads, image, "two heads averaged"),
+            Example(
+                lambda: nn.Sequential(nn.Conv2d(3, 64, 3), nn.Conv2d(64, 100, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1)), image,
+                "scores pooled",
+            ),
             Example(lambda: nn.Sequential(nn.Conv2d(3, 64, 3), nn.Conv2d(64, 27, 3), nn.PixelShuffle(3)), image, "before PixelShuffle"),
             Example(lambda: nn.Sequential(depthwise, nn.Conv2d(24, 8, 1)), ((1, 24, 32, 32),), "depthwise"),
             Example(lambda: nn.Sequential(nn.Conv2d(3, 6, 3), nn.Conv2d(6, 10, 1)), image, "under 8"),

@@ -33,6 +33,7 @@ class ReceptiveFieldTooSmall(Rule):
 
     ## Exceptions
     A flattened map (the Linear sees it all), attention, recurrence or windows before, outputs per pixel, single scores.
+    The first axis of a clip or volume alone: time has no bound.
 
     ## References
     Araujo, Norris, Sim 2019, Computing Receptive Fields of Convolutional Neural Networks, Distill, section "Arbitrary
@@ -61,7 +62,7 @@ class ReceptiveFieldTooSmall(Rule):
         field = context.receptive_fields.get(source) if source is not None else None
         if pool is None or field is None or field.large is None or len(field.large) != len(image):
             return
-        if not any(extent < 0.75 * side for extent, side in zip(field.large, image)):
+        if not any(extent < 0.75 * side for extent, side in list(zip(field.large, image))[-2:]):
             return
         last = [conv for conv in context.backbone if context.leads_to(conv.node, pool)]
         if not last:
@@ -167,5 +168,10 @@ class ReceptiveFieldTooSmall(Rule):
                 "a waveform",
             ),
             Example(lambda: net(nn.Conv2d(8, 2, 1)), image, "an output per pixel"),
+            Example(
+                lambda: nn.Sequential(nn.Conv3d(3, 8, (1, 7, 7)), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(8, 10)),
+                ((1, 3, 16, 9, 9),),
+                "a clip whose time alone is long",
+            ),
             Example(lambda: net(*pooled, nn.Linear(8, 1)), image, "a single score"),
         ]

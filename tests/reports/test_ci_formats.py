@@ -71,7 +71,8 @@ def everything(make) -> AuditResult:
     odd.findings = [
         make.finding(make.HOSTILE, "error", [make.HOSTILE, ""], name=make.HOSTILE, message=make.HOSTILE,
                      location=Location("a b/ü%41:,.py", 3)),
-        make.finding("CNV101", "warning", [], message="\ud800\ufffe\x00 ::error::x %0A", location=Location("odd\udc80", 2)),
+        make.finding("CNV101", "warning", [], message="\ud800\ufffe\x00 ::error::x %0A",
+                     location=Location("odd\udc80", 2)),
     ]  # fmt: skip
     return make.result(
         make.target(), make.failed(), make.hostile(), odd, make.target("timm:resnet18"),
@@ -369,7 +370,7 @@ def test_sarif_notifies_of_failed_targets(make, sarif_schema) -> None:
     assert invocation["executionSuccessful"] is False
     (notification,) = invocation["toolExecutionNotifications"]
     assert notification["level"] == "error"
-    assert "broken.py:Net could not be audited (step construct): ValueError: no way" in notification["message"]["text"]
+    assert "broken.py:Net could not be audited, step construct: ValueError: no way" in notification["message"]["text"]
     rule = run["tool"]["driver"]["rules"][notification["associatedRule"]["index"]]
     assert rule["id"] == "CNV001"
 
