@@ -9,7 +9,7 @@ from torch.fx import Graph, Node
 
 from convaudit import flops, receptive_field
 from convaudit.fc_layers import fc_layers
-from convaudit.graph import CALL, VAL, Call, LayerGraph, tensors
+from convaudit.graph import CALL, VAL, Call, LayerGraph, once, tensors
 from convaudit.result import LayerRow, Location, Totals
 
 _WEIGHTED = ("conv", "linear", "norm", "embedding", "recurrent", "attention", "activation", "module", "matmul")
@@ -53,7 +53,7 @@ def account(graph: LayerGraph) -> None:
                 parameters=held, macs=call.macs, flops=call.flops, activation_bytes=call.activation_bytes,
                 dtype=call.dtype, receptive_field=field.smallest if field else None,
                 receptive_field_largest=field.largest if field else None,
-                location=call.location or location_of(graph, call.layer),
+                location=call.location if _functional(graph, call) else location_of(graph, call.layer),
             )
         )  # fmt: skip
     rows += _left_over(graph, seen)
@@ -101,8 +101,28 @@ def _left_over(graph: LayerGraph, seen: set[str]) -> list[LayerRow]:
     return rows
 
 
+@once
+def module_names(graph: LayerGraph) -> set[str]:
+    """Qualified names of the model's modules."""
+    return {name for name, _ in graph.model.named_modules()}
+
+
+@once
+def call_lines(graph: LayerGraph) -> dict[str, Location]:
+    """Line of the first call of each layer that is no module."""
+    lines = {call.layer: call.location for _, call in reversed(graph.calls) if _functional(graph, call)}
+    return {layer: line for layer, line in lines.items() if layer and line}
+
+
+def _functional(graph: LayerGraph, call: Call) -> bool:
+    """Whether the call is of the forward itself, not of a module that was constructed somewhere."""
+    return call.location is not None and (not call.layer or call.layer not in module_names(graph))
+
+
 def location_of(graph: LayerGraph, layer: str) -> Location | None:
-    """The layer's constructing line, else that of the nearest module around it."""
+    """The layer's constructing line; of a functional layer the line of its first call; else the nearest module's line."""
+    if layer not in graph.locations and layer in call_lines(graph):
+        return call_lines(graph)[layer]
     while layer and layer not in graph.locations:
         layer = layer.rpartition(".")[0]
     return graph.locations.get(layer)

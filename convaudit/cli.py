@@ -12,6 +12,7 @@ import click
 from convaudit import __version__
 from convaudit.calc import calc
 from convaudit.demo import demo
+from convaudit.diff import diff
 from convaudit.errors import ConvauditError
 from convaudit.explain import rule
 from convaudit.pool import Pool
@@ -180,5 +181,5 @@ def cache_command(action: str) -> None:
         click.echo(f"removed {cache.clean()} entries from {cache.folder()}")
 
 
-for _command in (show, rule, calc, demo):
+for _command in (show, diff, rule, calc, demo):
     cli.add_command(_command)

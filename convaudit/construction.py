@@ -15,8 +15,8 @@ from torch import nn
 from convaudit.paths import LIBRARY, relative_path
 from convaudit.result import Location
 
-_TORCH = os.path.dirname(torch.__file__) + os.sep
-_OWN = os.path.dirname(__file__) + os.sep
+TORCH = os.path.dirname(torch.__file__) + os.sep
+OWN = os.path.dirname(__file__) + os.sep
 
 
 class ConstructionLines:
@@ -31,7 +31,7 @@ class ConstructionLines:
         while frame is not None:
             path = frame.f_code.co_filename
             own_constructor = frame.f_code.co_name == "__init__" and frame.f_locals.get("self") is module
-            if not own_constructor and not path.startswith((_TORCH, _OWN, "<")):
+            if not own_constructor and not path.startswith((TORCH, OWN, "<")):
                 if not any(part in path for part in LIBRARY):
                     self._made[id(module)] = (module, path, frame.f_lineno)
                     return

@@ -157,6 +157,11 @@ class AuditResult(msgspec.Struct):
     targets: list[TargetResult]
     summary: Summary
 
+    def _repr_html_(self) -> str:
+        from convaudit.integrations.notebook import fragment
+
+        return fragment(self)
+
 
 def summarise(targets: list[TargetResult]) -> Summary:
     """Count the targets and their findings by severity."""

@@ -9,6 +9,7 @@ import click
 from convaudit.errors import UsageError
 from convaudit.pool import Pool
 from convaudit.result import LayerRow, TargetResult
+from convaudit.selection import select
 from convaudit.session import Run, audit_options, settings_of
 
 NUMBERS = ("parameters", "macs", "flops", "activation-bytes")
@@ -30,7 +31,12 @@ def show(target: str, depth: int | None, sort: str | None, columns: str | None, 
     for column in chosen:
         if column not in COLUMNS:
             raise UsageError(f"--columns: unknown {column!r}; of {', '.join(COLUMNS)}")
-    run = Run([target], settings_of(options, (target,)), options)
+    settings = settings_of(options, (target,))
+    selection = select((target,), settings)
+    if len(selection.targets) != 1:
+        named = f"name one of {', '.join(selection.targets)}" if selection.targets else "; ".join(selection.lines)
+        raise UsageError(f"{target}: {named}" if selection.targets else named)
+    run = Run(selection.targets, settings, options)
     with Pool() as pool:
         found = run.results(pool).targets[0]
     if found.error is not None:

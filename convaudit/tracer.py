@@ -14,7 +14,9 @@ import functools
 import inspect
 import operator
 import re
+import sys
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import torch
@@ -24,9 +26,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 
 from convaudit import flops
+from convaudit.construction import OWN, TORCH
 from convaudit.describe import LEAVES, describe, function_name
 from convaudit.errors import TargetError, UsageError
 from convaudit.graph import CALL, VAL, LayerGraph, mapped, tensors
+from convaudit.paths import LIBRARY, relative_path
 from convaudit.result import InputInfo, Location
 from convaudit.shape_formulas import FORMULAS
 
@@ -290,6 +294,7 @@ class _Recorder(TorchFunctionMode):
         self.alive: list[Any] = []
         self.attributes: dict[int, tuple[str, Any]] = {}
         self.calls: dict[str, int] = {}
+        self.lines: dict[tuple[str, int], Location] = {}
         self.from_input: set[Node] = set()
         self.derived: dict[Node, tuple[str, ...]] = {}
         self.device = next((p.device for p in model.parameters() if p.device.type != "meta"), torch.device("cpu"))
@@ -528,6 +533,8 @@ class _Recorder(TorchFunctionMode):
     def _note(self, node: Node, source: Any, result: Any, args: Any, kwargs: Any, op: str | None = None) -> None:
         node.meta[VAL] = result
         call = describe(self, node, source, result, args, kwargs, op)
+        if not isinstance(source, nn.Module):
+            call.location = self._line()
         call.index = self.calls.get(call.layer, 0)
         self.calls[call.layer] = call.index + 1
         node.meta[CALL] = call
@@ -536,6 +543,22 @@ class _Recorder(TorchFunctionMode):
         elif call.parameters:
             self.derived[node] = call.parameters
         self._own(result, node, ())
+
+    def _line(self) -> Location | None:
+        """The innermost line of the forward outside of torch, outside of installed packages where there is one."""
+        found: tuple[str, int] | None = None
+        frame: FrameType | None = sys._getframe(3)
+        while frame is not None and frame.f_code is not _Recorder.run.__code__:
+            path = frame.f_code.co_filename
+            if not path.startswith((TORCH, OWN, "<")):
+                if not any(part in path for part in LIBRARY):
+                    found = (path, frame.f_lineno)
+                    break
+                found = found or (path, frame.f_lineno)
+            frame = frame.f_back
+        if found is not None and found not in self.lines:
+            self.lines[found] = Location(relative_path(found[0]), found[1])
+        return self.lines[found] if found else None
 
     def _own(self, value: Any, node: Node, path: tuple[Any, ...]) -> None:
         if isinstance(value, Tensor):
@@ -721,14 +744,11 @@ def _geometry(module: nn.Module) -> str:
 
 def _user_line(error: BaseException) -> tuple[str | None, int | None]:
     """The last line of the traceback outside torch and this package."""
-    from convaudit.construction import _OWN
-    from convaudit.paths import LIBRARY, relative_path
-
     found: tuple[str | None, int | None] = (None, None)
     step = error.__traceback__
     while step is not None:
         path = step.tb_frame.f_code.co_filename
-        if not path.startswith((_OWN, "<")) and not any(part in path for part in LIBRARY):
+        if not path.startswith((OWN, "<")) and not any(part in path for part in LIBRARY):
             found = (relative_path(path), step.tb_lineno)
         step = step.tb_next
     return found

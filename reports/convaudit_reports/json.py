@@ -14,10 +14,15 @@ SUFFIX = ".json"
 
 def render(result: AuditResult, **_options: object) -> str:
     """The result, indented by two spaces, with a newline at the end."""
+    return dump(result)
+
+
+def dump(record: msgspec.Struct) -> str:
+    """A record as :func:`render` prints a result."""
     try:
-        encoded = msgspec.json.encode(result)
+        encoded = msgspec.json.encode(record)
     except (UnicodeEncodeError, TypeError):  # a file name that is not UTF-8, or an odd value in a rule's evidence
-        encoded = msgspec.json.encode(_plain(msgspec.to_builtins(result, enc_hook=repr)))
+        encoded = msgspec.json.encode(_plain(msgspec.to_builtins(record, enc_hook=repr)))
     return msgspec.json.format(encoded, indent=2).decode("utf-8") + "\n"
 
 

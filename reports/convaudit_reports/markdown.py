@@ -34,6 +34,8 @@ LEVELS = (
     Detail(targets=40, sections=0, findings=0, layers=0, text=60),
 )
 """Tried in turn until the report fits; the last always does."""
+_LINKS = re.compile(r"[@#]|:(?=//)|\bwww(?=\.)|\bGH(?=-\d)|\b[0-9a-f]{6}(?=[0-9a-f])", re.IGNORECASE)
+"""Where GitHub would begin a link: mentions, issues, addresses, commits."""
 
 
 def render(result: AuditResult, **_options: object) -> str:
@@ -76,10 +78,10 @@ def code(value: object, limit: int = 300) -> str:
 
 
 def prose(value: object, limit: int = 300) -> str:
-    """A sentence whose characters mean only themselves; ``@name`` and ``#1`` notify and link nobody."""
+    """A sentence whose characters mean only themselves; ``@name``, ``#1`` and addresses notify and link nobody."""
     text = _figures.shorten(_figures.one_line(str(value)), limit)
     escaped = re.sub(r"([\\`*_{}\[\]<>|~&])", r"\\\1", text)
-    return re.sub(r"([@#])", r"\1<!-- -->", escaped).replace("://", ":<!-- -->//")
+    return _LINKS.sub(r"\g<0><!-- -->", escaped)
 
 
 def heaviest(rows: list[LayerRow], limit: int) -> list[LayerRow]:

@@ -197,6 +197,7 @@ class ChannelsShrinkWithResolution(Rule):
             nn.Conv2d(128, 8, 1),
             nn.Flatten(),
         ]
+
         def pooled() -> nn.Module:
             wide = [nn.Conv2d(16, 96, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2), nn.Conv2d(96, 24, 1)]
             return nn.Sequential(

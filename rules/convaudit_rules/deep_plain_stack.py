@@ -153,7 +153,9 @@ class DeepPlainStack(Rule):
         disguised = [nn.Conv2d(4, 64, 8), nn.ReLU(), nn.Conv2d(64, 64, 1), nn.ReLU()]
         return [
             Example(lambda: stack(10, False), image, "10 without norm"),
-            Example(lambda: nn.Sequential(stack(10, False), *disguised), image, "Linear layers written as convolutions"),
+            Example(
+                lambda: nn.Sequential(stack(10, False), *disguised), image, "Linear layers written as convolutions"
+            ),
             Example(lambda: stack(30, True), image, "30 with norm"),
             Example(lambda: Blocks("add"), image, "residual"),
             Example(lambda: Blocks("cat"), image, "dense"),

@@ -169,7 +169,9 @@ class ReceptiveFieldTooSmall(Rule):
             ),
             Example(lambda: net(nn.Conv2d(8, 2, 1)), image, "an output per pixel"),
             Example(
-                lambda: nn.Sequential(nn.Conv3d(3, 8, (1, 7, 7)), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(8, 10)),
+                lambda: nn.Sequential(
+                    nn.Conv3d(3, 8, (1, 7, 7)), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(8, 10)
+                ),
                 ((1, 3, 16, 9, 9),),
                 "a clip whose time alone is long",
             ),

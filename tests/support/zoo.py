@@ -121,8 +121,9 @@ def main() -> int:
             elif found.differs:
                 counts["MACs differ"] += 1
                 print(f"{found.target}: {found.macs:,} MACs, flop_counter / 2 is {found.counted:,}", flush=True)
-    for row in [("rule", "warning", "info", "families"), *rows(spoke, options.names)]:
-        print(" | ".join(("", *row, "")).strip() if options.markdown else " ".join(row))
+    head = ("rule", "warning", "info", "families")
+    for row in [head, *([("---",) * 4] if options.markdown else []), *rows(spoke, options.names)]:
+        print(f"| {' | '.join(row)} |" if options.markdown else " | ".join(row))
     print(dict(counts))
     return int(bool(counts["failed"] or counts["MACs differ"]))
 

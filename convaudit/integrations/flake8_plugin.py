@@ -1,0 +1,133 @@
+"""flake8: shows the findings that ``convaudit check`` has kept, at their lines. Audits nothing, never imports torch.
+
+A finding of a file's own models that lies in another file is shown at the model's class.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import os
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from convaudit import __version__
+
+if TYPE_CHECKING:
+    from convaudit.discovery import Project
+    from convaudit.result import AuditResult, Finding, TargetResult
+    from convaudit.settings import AuditSettings
+
+Problem = tuple[int, int, str, type[Any]]
+
+
+class Plugin:
+    """One file that flake8 looks at."""
+
+    name = "convaudit"
+    version = __version__
+    severities: tuple[str, ...] = ("error", "warning")
+
+    def __init__(self, tree: ast.AST, filename: str, lines: list[str]) -> None:
+        self.path = Path(filename)
+        self.lines = lines
+
+    @staticmethod
+    def add_options(parser: Any) -> None:
+        """``--convaudit-info``, on the command line and in flake8's settings."""
+        parser.add_option(
+            "--convaudit-info", action="store_true", default=False, parse_from_config=True,
+            help="Show convaudit's findings of severity info too.",
+        )  # fmt: skip
+
+    @classmethod
+    def parse_options(cls, options: Any) -> None:
+        """Take over the options."""
+        cls.severities = ("error", "warning", "info") if options.convaudit_info else ("error", "warning")
+
+    def run(self) -> Iterator[Problem]:
+        """The file's kept findings: line, column, text; none where they are not known or do not hold any more."""
+        from convaudit import cache
+        from convaudit.errors import ConvauditError
+        from convaudit.paths import relative_path
+
+        if not cache.folder().is_dir() or not self._is_saved():
+            return
+        try:
+            result = _known(self.path)
+        except ConvauditError:  # convaudit's own to say
+            return
+        here = relative_path(str(self.path))
+        seen = set()
+        for target in result.targets:
+            for finding in target.findings:
+                if finding.suppressed or finding.severity not in self.severities or finding.rule == "CNV003":
+                    continue  # CNV003 takes all targets to know
+                problem = _problem(target, finding, here)
+                if problem is not None and problem not in seen:
+                    seen.add(problem)
+                    line, text = problem
+                    source = self.lines[line - 1] if 0 < line <= len(self.lines) else ""
+                    yield line, len(source) - len(source.lstrip()), text, type(self)
+
+    def _is_saved(self) -> bool:
+        """Whether what flake8 was given is what the file holds; an editor may hand over more."""
+        try:
+            with tokenize.open(self.path) as file:
+                return file.read().lstrip("\ufeff") == "".join(self.lines)
+        except (OSError, SyntaxError, ValueError):
+            return False
+
+
+def _problem(target: TargetResult, finding: Finding, here: str) -> tuple[int, str] | None:
+    """A finding's line in the file and what is said there; None where it belongs to another file."""
+    from convaudit_reports._figures import clean, one_line, place, steps
+
+    text = one_line(finding.message)
+    layer = clean(finding.layers[0]) if finding.layers else ""
+    if layer and layer not in text:
+        text = f"{layer}: {text}"
+    text = f"{finding.rule} {text}" + "".join(f"; {step}" for step in steps(finding.saving)[:1])
+    at = finding.location
+    if at is not None and at.path == here:
+        return at.line, text
+    if target.location is not None and target.location.path == here:
+        return target.location.line, text + (f" ({place(at)})" if at else "")
+    return None
+
+
+def _known(path: Path) -> AuditResult:
+    """The kept results of a file's models, as ``convaudit check`` without options would give them."""
+    from convaudit.integrations import default_options
+    from convaudit.paths import repository_root
+    from convaudit.result import assemble
+    from convaudit.session import Run
+
+    root = repository_root(os.getcwd())
+    if not path.resolve().is_relative_to(root):
+        return assemble([])
+    shown = os.path.relpath(path)
+    settings = _settings(shown)
+    targets = _project(root).models_in(path, shown, settings.configures).targets
+    if not targets:
+        return assemble([])
+    options = default_options()
+    run = Run(targets, settings, options)
+    return run.verdict(assemble([run.known[i] for i in sorted(run.known)]), settings, options)
+
+
+@functools.lru_cache(maxsize=4096)
+def _settings(shown: str) -> AuditSettings:
+    from convaudit.session import settings_of
+
+    return settings_of({}, (shown,))
+
+
+@functools.lru_cache
+def _project(root: str) -> Project:
+    """The project, read once for all files that one process of flake8 looks at."""
+    from convaudit.discovery import Project
+
+    return Project(Path(root))

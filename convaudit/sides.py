@@ -1,0 +1,173 @@
+"""The two sides of a diff: targets of the working tree or of a git revision, audited now, and saved results."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from convaudit import revisions, suppressions
+from convaudit.comparison import Diff, Side, compare
+from convaudit.errors import UsageError
+from convaudit.pool import Answer, Pool
+from convaudit.result import SCHEMA_VERSION, AuditResult, TargetFailure, TargetResult, assemble, failed_target
+from convaudit.selection import Selection, select
+from convaudit.session import Run, settings_of
+from convaudit.settings import AuditSettings
+
+
+def compared(words: tuple[str, str], options: dict[str, Any], jobs: int) -> tuple[Diff, bool]:
+    """The difference of two sides, and whether a file that was asked for could not be read."""
+    with contextlib.ExitStack() as stack:
+        return _compared(words, options, jobs, stack)
+
+
+def _compared(
+    words: tuple[str, str], options: dict[str, Any], jobs: int, stack: contextlib.ExitStack
+) -> tuple[Diff, bool]:
+    saved = [_saved(word) if word.endswith(".json") else None for word in words]
+    live = [_Live(word, options, jobs, stack) if result is None else None for word, result in zip(words, saved)]
+    targets = tuple(side.target for side in live if side is not None)
+    settings = settings_of(options, targets)
+    settings.baseline = ""  # OLD is what a diff compares with
+    pool: Pool | None = None  # of the working tree: one serves both sides
+    for side in live:
+        if side is not None:
+            pool = side.prepare(settings, pool) or pool
+    if not all(side is None or side.run.complete for side in live):
+        from convaudit import registry
+
+        for problem in registry.load_problems():
+            click.echo(f"convaudit: {problem}", err=True)
+    results = [side.result() if side is not None else result for side, result in zip(live, saved)]
+    before, after = (result for result in results if result is not None)
+    if not settings.strict:
+        discovered = [side.selection.discovered if side is not None else set() for side in live]
+        before, after = _without_unbuilt(before, after, discovered[0], discovered[1])
+    lost = any(side is not None and side.selection.lost for side in live)
+    if not before.targets and not after.targets:
+        raise UsageError("nothing to compare: there is no model on either side")
+    labels = [
+        side.label if side is not None else Side(word, None, None, result.convaudit_version if result is not None else "")
+        for side, word, result in zip(live, words, saved)
+    ]
+    return compare(labels[0], before, labels[1], after), lost
+
+
+def _saved(word: str) -> AuditResult:
+    """The result in a file. Raises :class:`UsageError`."""
+    try:
+        result = msgspec.json.decode(Path(word).read_bytes(), type=AuditResult)
+    except OSError as error:
+        raise UsageError(f"{word}: cannot be read: {error.strerror}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UsageError(f"{word}: not a JSON result as `convaudit check -o {word}` writes it: {error}") from error
+    if result.schema_version != SCHEMA_VERSION:
+        raise UsageError(f"{word}: schema_version {result.schema_version} is not {SCHEMA_VERSION}; save it again")
+    return result
+
+
+def _without_unbuilt(old: AuditResult, new: AuditResult, in_old: set[str], in_new: set[str]) -> tuple[AuditResult, AuditResult]:
+    """Both results without models that nobody named and that cannot be audited by themselves on either side."""
+    fine = {t.key for result in (old, new) for t in result.targets if t.totals is not None and t.totals.parameters}
+    lines: list[str] = []
+
+    def kept(target: TargetResult, discovered: set[str]) -> bool:
+        if target.target not in discovered or target.key in fine:
+            return True
+        said = target.error.message if target.error is not None else "it has no parameters"
+        lines.append(f"{target.target} is not audited: {said.removeprefix(f'{target.target}: ')}")
+        return False
+
+    left = assemble([t for t in old.targets if kept(t, in_old)]), assemble([t for t in new.targets if kept(t, in_new)])
+    for line in dict.fromkeys(lines):
+        click.echo(f"convaudit: {line}", err=True)
+    return left
+
+
+class _Live:
+    """A side that is audited now: the working tree's, a library's, or that of a revision."""
+
+    selection: Selection
+    run: Run
+
+    def __init__(self, word: str, options: dict[str, Any], jobs: int, stack: contextlib.ExitStack) -> None:
+        self.target, name = revisions.split(word)
+        self.options, self.jobs, self.stack = dict(options), jobs, stack
+        self.revision: revisions.Revision | None = None
+        self.folder = Path()
+        if name is not None:
+            self.revision = revisions.find(word)
+            self.folder, stable = stack.enter_context(
+                revisions.laid_out(self.revision, keep_results=not options.get("no_cache"))
+            )
+            self.options["no_cache"] = not stable
+        commit = self.revision.commit if self.revision is not None else None
+        self.label = Side(self.revision.label if self.revision is not None else word, commit, _torch_version())
+
+    def _there(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if self.revision is None else revisions.inside(self.revision, self.folder)
+
+    def prepare(self, settings: AuditSettings, pool: Pool | None) -> Pool | None:
+        """Select, and start a worker where one is needed; ``pool`` is the working tree's, and so is what it returns."""
+        target = self.target
+        if self.revision is not None:
+            target, pool = self.revision.target, None
+            settings = self._settings(settings)
+        self.settings = settings
+        with self._there():
+            self.selection = select((target,), settings)
+            self.run = Run(self.selection.targets, settings, self.options)
+            if pool is None:
+                pool = self.stack.enter_context(Pool(self.jobs) if self.revision is None else _RevisionPool(self.jobs, self.revision, self.folder))
+            self.pool = pool
+            if not self.run.complete:
+                pool.start()
+        for line in self.selection.lines:
+            click.echo(f"convaudit: {self.label.label}: {line}", err=True)
+        return pool if self.revision is None else None
+
+    def _settings(self, settings: AuditSettings) -> AuditSettings:
+        """The working tree's settings, for the same paths of the revision."""
+        assert self.revision is not None
+        root = os.path.realpath(settings.root) if settings.root else ""
+        if root and Path(root).is_relative_to(self.revision.repository):
+            root = os.path.join(self.folder, os.path.relpath(root, self.revision.repository))
+        return dataclasses.replace(settings, root=os.path.normpath(root) if root else "")
+
+    def result(self) -> AuditResult:
+        """The side's result, suppressed findings marked as this side's comments and the settings say."""
+        with self._there():
+            return suppressions.apply(self.run.results(self.pool), self.settings, None)
+
+
+class _RevisionPool(Pool):
+    """Workers for a laid-out revision: a target that takes code of the working tree is not audited as another's."""
+
+    def __init__(self, jobs: int, revision: revisions.Revision, folder: Path) -> None:
+        super().__init__(jobs)
+        self._revision, self._folder = revision, folder
+
+    def run(self, requests: list[dict[str, Any]], timeout: float, done: Any) -> list[Answer]:
+        """As a pool's; what read Python files of the working tree has failed."""
+        answers = super().run(requests, timeout, done)
+        for request, answer in zip(requests, answers):
+            strays = revisions.strays(answer.sources, self._revision.repository, self._folder)
+            if strays and answer.result.status != "failed":
+                more = f" and {len(strays) - 1} more" if len(strays) > 1 else ""
+                said = f"it imports {strays[0]}{more} of the working tree, not of that revision (an editable install?); run with PYTHONPATH=. or the folder that holds the package"
+                answer.result = failed_target(request["target"], TargetFailure("import", "ImportError", said, strays[0], 1))
+        return answers
+
+
+def _torch_version() -> str | None:
+    try:
+        return version("torch")
+    except PackageNotFoundError:
+        return None
