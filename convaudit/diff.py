@@ -101,7 +101,8 @@ def _verdict(found: Diff, fail_on: str, lost: bool) -> int:
         code = max(code, 1 if limit.reason is None else 2)
         click.echo(f"convaudit: {_diff.limit_line(limit)}", err=True)
     for failure in found.failed:
-        click.echo(f"convaudit: {found.old.label if failure.side == 'old' else found.new.label}: {failure.message}", err=True)
+        label = found.old.label if failure.side == "old" else found.new.label
+        click.echo(f"convaudit: {label}: {failure.message.removeprefix(f'{failure.target}: ')}", err=True)
     if not found.targets and not found.failed and found.only_old and found.only_new:
         click.echo("convaudit: no target is on both sides: nothing was compared", err=True)
         return 2

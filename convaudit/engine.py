@@ -10,7 +10,6 @@ from convaudit.accounting import location_of
 from convaudit.context import Context
 from convaudit.graph import LayerGraph
 from convaudit.result import (
-    RULE_SET,
     SEVERITIES,
     AuditResult,
     Finding,
@@ -79,7 +78,7 @@ def audit_graph(graph: LayerGraph, example: Any, *, target: str, settings: Audit
         inputs=graph.inputs,
         totals=totals,
         flop_convention=settings.flop_convention,
-        rule_set=RULE_SET,
+        rule_set=settings.rule_set,
         layers=graph.layers,
         findings=findings,
         location=location_of(graph, ""),
@@ -90,7 +89,7 @@ def run_rules(graph: LayerGraph, example: Any, target: str, settings: AuditSetti
     """Findings of the enabled rules, most severe first, then by the parameters they save."""
     findings: list[Finding] = []
     for code, rule_class in registry.rules().items():
-        if not settings.enabled(code, rule_class.default):
+        if not settings.enabled(code, rule_class.on_by_default(settings.rule_set)):
             continue
         if graph.tracer == "symbolic" and rule_class.needs_shapes:
             continue

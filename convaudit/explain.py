@@ -11,6 +11,7 @@ import click
 from convaudit.errors import UsageError
 from convaudit.result import RULE_SET
 from convaudit.rule import Rule
+from convaudit.session import settings_of
 
 
 @click.command()
@@ -28,9 +29,12 @@ def rule(code: str | None, format_name: str, output_dir: Path | None) -> None:
         _write_pages(rules, output_dir or Path("docs/rules"))
         return
     if code is None:
+        settings = settings_of({}, ())
         for known, found in rules.items():
-            state = "on " if found.default else "off"
-            click.echo(f"{known}  {found.name:<32} {found.severity:<8} {RULE_SET}  {state}  {found.title()}")
+            state = "on " if settings.enabled(known, found.on_by_default(settings.rule_set)) else "off"
+            click.echo(
+                f"{known}  {found.name:<32} {found.severity:<8} {found.since or 'preview':<7}  {state}  {found.title()}"
+            )
         return
     chosen = next((r for c, r in rules.items() if code in (c, r.name)), None)
     if chosen is None:
@@ -49,7 +53,7 @@ def page(found: type[Rule]) -> str:
     lines = [
         f"# {found.name} ({found.code})",
         "",
-        f"Default severity: {found.severity}, " + ("on." if found.default else "off."),
+        f"Default severity: {found.severity}, " + ("on." if found.on_by_default(RULE_SET) else "off until selected."),
     ]
     if found.changes_state_dict is not None:
         lines[-1] += f" Taking the advice {'changes' if found.changes_state_dict else 'keeps'} the state_dict."

@@ -16,7 +16,9 @@ from convaudit.paths import target_key
 Severity = Literal["error", "warning", "info"]
 SEVERITIES: tuple[Severity, ...] = ("info", "warning", "error")  # least first
 SCHEMA_VERSION = 1
-RULE_SET = "2026.11"
+RULE_SETS = ("2026.11",)
+"""Dated sets of rules that are on by default, oldest first; a rule names the first it belongs to."""
+RULE_SET = RULE_SETS[-1]
 
 
 class Location(msgspec.Struct, frozen=True):

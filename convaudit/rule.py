@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from convaudit.result import Finding, Severity
+from convaudit.result import RULE_SETS, Finding, Severity
 
 if TYPE_CHECKING:
     from convaudit.context import Context
@@ -44,6 +44,9 @@ class Rule:
     name: ClassVar[str]
     severity: ClassVar[Severity] = "warning"
     default: ClassVar[bool] = True
+    """False where the rule runs only when it is selected by its whole code."""
+    since: ClassVar[str | None] = RULE_SETS[0]
+    """The first rule set it belongs to; None while it is a preview, which runs only when selected."""
     changes_state_dict: ClassVar[bool | None] = None
     options: ClassVar[type[Options]] = Options
     needs_complete: ClassVar[bool] = False
@@ -64,6 +67,11 @@ class Rule:
     def good(cls) -> list[Example]:
         """Models this rule stays silent on, one for each guard (imports torch)."""
         return []
+
+    @classmethod
+    def on_by_default(cls, rule_set: str) -> bool:
+        """Whether the rule runs under a rule set when nothing selects it."""
+        return cls.default and cls.since is not None and cls.since <= rule_set
 
     @classmethod
     def documentation(cls) -> str:

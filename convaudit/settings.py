@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from convaudit.budgets import BUDGETS, Budget
 from convaudit.errors import SettingsError
-from convaudit.result import SEVERITIES, Severity
+from convaudit.result import RULE_SET, RULE_SETS, SEVERITIES, Severity
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -61,7 +61,7 @@ class AuditSettings:
     pretrained: bool = False
     require_complete: bool = False
     strict: bool = False
-    rule_set: str = "2026.11"
+    rule_set: str = RULE_SET
     input: Any = None
     baseline: str = ""
     per_file_ignores: dict[str, list[str]] = field(default_factory=dict)
@@ -133,6 +133,7 @@ class AuditSettings:
         for key, value, allowed in (
             ("fail-on", self.fail_on, FAIL_ON),
             ("flop-convention", self.flop_convention, CONVENTIONS),
+            ("rule-set", self.rule_set, RULE_SETS),
         ):
             if value not in allowed:
                 raise SettingsError(f"{where}: {key} is one of {', '.join(allowed)}, not {value!r}")

@@ -132,7 +132,7 @@ def _runs(code: str, settings: AuditSettings) -> bool | None:
     from convaudit import registry
 
     known = {name: rule for name, rule in registry.rules().items() if name.startswith(code)}
-    return any(settings.enabled(name, rule.default) for name, rule in known.items()) if known else None
+    return any(settings.enabled(name, rule.on_by_default(settings.rule_set)) for name, rule in known.items()) if known else None
 
 
 def _unused(target: TargetResult, message: str, location: Location | None) -> Finding:

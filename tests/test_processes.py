@@ -126,3 +126,30 @@ def test_two_files_of_one_name_are_two_worlds(folder: Path) -> None:
     out, _ = start(folder, "a/models.py:net", "b/models.py:net", "--format", "json").communicate(timeout=120)
 
     assert [t["totals"]["parameters"] for t in json.loads(out)["targets"]] == [24, 48]
+
+
+def test_a_target_cannot_take_all_memory(folder: Path) -> None:
+    (folder / "greedy.py").write_text(
+        NETS + "class Greedy(Net):\n    def __init__(self):\n        super().__init__()\n        self.held = bytearray(3 * 10**9)\n"
+    )
+    running = start(folder, "greedy.py:Greedy", "nets.py:Net", "--format", "json", "--memory-limit", "2")
+    out, _ = running.communicate(timeout=120)
+    targets = json.loads(out)["targets"]
+
+    assert [t["status"] for t in targets] == ["failed", "ok"]
+    assert targets[0]["error"]["type"] == "MemoryError"
+    assert targets[0]["error"]["line"] == 26
+
+
+def test_accelerators_that_are_not_there_are_answered(folder: Path) -> None:
+    (folder / "gpu.py").write_text(
+        "import torch\nfrom torch import nn\nclass Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        torch.cuda.set_device(0)\n        self.conv = nn.Conv2d(3, 8, 3).cuda()\n"
+        "        self.mean = torch.zeros(8, device='cuda')\n        self.fc = nn.Linear(8, 4).to(torch.device('cuda:0'), torch.float32)\n"
+        "    def forward(self, x):\n        x = self.conv(x.cuda()).mean((2, 3)) + self.mean\n"
+        "        return self.fc(x.to('cuda:1')) + torch.zeros(4, device='cuda')\n"
+        "net = nn.DataParallel(Net().cuda())\n"
+    )
+    out, _ = start(folder, "gpu.py:Net", "gpu.py:net", "--format", "json").communicate(timeout=120)
+
+    assert [(t["status"], t["totals"]["parameters"]) for t in json.loads(out)["targets"]] == [("ok", 260)] * 2

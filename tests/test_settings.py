@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from convaudit.errors import SettingsError
+from convaudit.rule import Rule
 from convaudit.settings import AuditSettings
 
 MODELS = """
@@ -115,6 +116,9 @@ def test_input_from_a_file(folder: Path) -> None:
         ({"selct": []}, "unknown setting 'selct'; did you mean 'select'?"),
         ({"select": "CNV101"}, "select must be list, not str"),
         ({"fail-on": "warnings"}, "fail-on is one of"),
+        ({"rule-set": "2025.01"}, "rule-set is one of 2026.11"),
+        ({"target": [{"budget": {"params": "5 apples"}}]}, "budget params: '5 apples' is neither a number"),
+        ({"per-file-ignores": {"a.py": "CNV101"}}, "per-file-ignores.a.py must be a list"),
         ({"dataset-size": True}, "dataset-size must be int"),
         ({"ignore": ["CNV999"]}, "unknown rule 'CNV999'"),
         ({"rules": {"CNV101": {"min-param": 1}}}, "no option 'min-param'; did you mean 'min-params'?"),
@@ -149,3 +153,28 @@ def test_show_settings_statistics_and_show(folder: Path) -> None:
     assert lines[0].split() == ["layer", "type", "output", "MACs", "line"]
     assert lines[1].split() == ["classifier", "Linear", "2×100", "3,276,800", "models/nets.py:7"]
     assert lines[-2].split() == ["total", f"{3_276_800 + 2 * 256 * 64 * 27:,}"]
+
+
+@pytest.mark.parametrize(("since", "on"), [("2026.11", True), ("2027.05", False), (None, False)])
+def test_rules_of_later_sets_and_previews_are_off_until_selected(since: str | None, on: bool) -> None:
+    rule = type("Later", (Rule,), {"code": "CNV199", "name": "later", "since": since})
+
+    def enabled(**given: Any) -> bool:
+        settings = AuditSettings(**given)
+        return settings.enabled(rule.code, rule.on_by_default(settings.rule_set))
+
+    assert enabled() is on
+    assert enabled(select=["CNV1"]) is on
+    assert enabled(extend_select=["CNV199"])
+    assert not enabled(ignore=["CNV1"])
+
+
+def test_the_list_of_rules_says_whether_each_is_on(folder: Path) -> None:
+    (folder / "convaudit.toml").write_text("ignore = ['CNV301']\nextend-select = ['CNV501']\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "convaudit", "rule"], cwd=folder, capture_output=True, text=True, check=True
+    )
+    lines = {line.split()[0]: line.split()[1:5] for line in done.stdout.splitlines()}
+
+    assert lines["CNV301"] == ["non-power-of-two-width", "info", "2026.11", "off"]
+    assert lines["CNV501"][3] == lines["CNV101"][3] == "on"

@@ -127,7 +127,7 @@ class Audits:
         from convaudit.paths import repository_root
         from convaudit.result import assemble
         from convaudit_reports import text
-        from convaudit_reports._figures import live
+        from convaudit_reports._figures import live, one_line
 
         levels = at_least(self.settings.fail_on)
         failing = live(target, *levels) if levels else []
@@ -141,23 +141,28 @@ class Audits:
             said = "it has no parameters" if target.target in self.discovered else None
         if said is not None:
             lenient = target.target in self.discovered and not self.settings.strict
-            return Verdict("skipped" if lenient else "failed", f"not audited: {said}", str(path), line)
-        report = text.render(assemble([target]), show_info="info" in levels)
-        return Verdict("failed" if failing else "passed", report, str(path), line)
+            return Verdict("skipped" if lenient else "failed", f"not audited: {one_line(said)}", str(path), line)
+        *lines, summary = text.render(assemble([target]), show_info="info" in levels).splitlines()
+        return Verdict("failed" if failing else "passed", "\n".join([summary, *lines]), str(path), line)
 
     def pytest_report_header(self) -> list[str]:
         """How many models there are, and what is to be said about the rest."""
-        return [f"convaudit: {len(self.targets)} models", *(f"convaudit: {line}" for line in self.lines)]
+        from convaudit_reports._figures import plural
+
+        return [f"convaudit: {plural(len(self.targets), 'model')}", *(f"convaudit: {line}" for line in self.lines)]
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, session: pytest.Session, items: list[pytest.Item]) -> None:
         """Add the models behind the tests."""
+        files: dict[Path, dict[str, str]] = {}
         for target in self.targets:
             place, _, name = target.partition(":")
-            path = Path(place).resolve() if place.endswith(".py") else self.config.inipath or self.config.rootpath
-            parent = ModelFile.from_parent(session, path=path)
-            name = name if place.endswith(".py") else target
-            items.append(Model.from_parent(parent, name=f"convaudit[{name}]", target=target, audits=self))
+            own = place.endswith(".py")
+            path = Path(place).resolve() if own else self.config.inipath or self.config.rootpath
+            name = f"convaudit:{name if own else target}".replace("[", "(").replace("]", ")")  # "[" begins parameters
+            files.setdefault(path, {})[target] = name
+        for path, names in files.items():
+            items += session.genitems(ModelFile.from_parent(session, path=path, names=names, audits=self))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> None:
@@ -179,11 +184,16 @@ class Audits:
 
 
 class ModelFile(pytest.File):
-    """The file that a model's test belongs to: its own, or the settings of pytest."""
+    """The file that the tests of some models belong to: their own, or the settings of pytest."""
+
+    def __init__(self, *, names: dict[str, str], audits: Audits, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.names = names
+        self.audits = audits
 
     def collect(self) -> list[pytest.Item]:
-        """Nothing: models are added by :class:`Audits`."""
-        return []
+        """A test for each target."""
+        return [Model.from_parent(self, name=name, target=it, audits=self.audits) for it, name in self.names.items()]
 
 
 class NotClean(Exception):

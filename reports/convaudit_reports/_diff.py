@@ -31,6 +31,7 @@ _FIELDS = {
 }  # fmt: skip
 """Most telling first."""
 SIGNS = {"new": "+", "unsuppressed": "+", "spread": "+", "fixed": "−", "suppressed": "−", "still": "="}
+_WORDS = {"+": "added", "−": "removed", "~": "changed", "→": "renamed"}
 _PER_LINE = 4
 
 
@@ -99,10 +100,10 @@ def label(figure: Figure, target: TargetDiff) -> str:
 
 def reason(found: Incomparable) -> str:
     """Why figures are not comparable, without the text of either side."""
-    said = _AUDITS[found.what]
-    if found.what == "input" and "(inferred)" in found.before + found.after:
-        said += ", one of them inferred: give --input" if "(inferred)" not in found.before or "(inferred)" not in found.after else ", each inferred: give --input"
-    return said
+    inferred = ["(inferred)" in said for said in (found.before, found.after)]
+    if found.what != "input" or not any(inferred):
+        return _AUDITS[found.what]
+    return "the inputs were inferred differently (give --input)" if all(inferred) else "the inputs differ, one is inferred (give --input)"
 
 
 def scope(found: Incomparable) -> str:
@@ -245,12 +246,12 @@ def text(diff: Diff, show_all: bool = False) -> str:
     rest = _rest(diff)
     if len(changed) == 1 and not show_all:
         room = LINES - len(lines) - len(rest) - (len(diff.targets) > 1)
-        lines += [clean(changed[0].target)] * (len(diff.targets) > 1) + _block(diff, changed[0], room)
+        lines += [clean(changed[0].target)] * (len(diff.targets) > 1) + _block(changed[0], room)
     else:
         for target in changed:
             many = len(diff.targets) > 1
             lines += [f"{clean(target.target)}: {_in_short(target)}"] if not show_all else [clean(target.target)] * many
-            lines += _block(diff, target, None) if show_all else []
+            lines += _block(target, None) if show_all else []
     lines += rest
     if not show_all and len(lines) > LINES:
         lines[LINES - 1 :] = [f"… {len(lines) - LINES + 1:,} more lines (--all)"]
@@ -295,11 +296,11 @@ def _in_short(target: TargetDiff) -> str:
     return "; ".join(parts)
 
 
-def _block(diff: Diff, target: TargetDiff, room: int | None) -> list[str]:
+def _block(target: TargetDiff, room: int | None) -> list[str]:
     """A target in at most ``room`` lines."""
-    lines = [
-        f"  {reason(i)}: {one_line(i.before)} → {one_line(i.after)}; {scope(i)}" for i in target.incomparable
-    ]  # fmt: skip
+    same_input = all(i.what != "input" for i in target.incomparable)
+    lines = [f"  input {_figures.inputs(target.new.inputs)}"] if target.new.inputs and same_input else []
+    lines += [f"  {reason(i)}: {one_line(i.before)} → {one_line(i.after)}; {scope(i)}" for i in target.incomparable]
     width = max(len(label(figure, target)) for figure in target.figures)
     for figure in target.figures:
         before, after = values(figure, target)
@@ -401,6 +402,8 @@ def _code_names(found: Iterable[str], most: int, limit: int) -> str:
 class _Words:
     """What the template calls."""
 
+    word = _WORDS
+    inputs = staticmethod(_figures.inputs)
     values = staticmethod(values)
     movement = staticmethod(movement)
     label = staticmethod(label)

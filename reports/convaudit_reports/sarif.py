@@ -30,7 +30,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from convaudit.result import AuditResult, Finding, Severity, TargetResult
+from convaudit.result import RULE_SET, AuditResult, Finding, Severity, TargetResult
 from convaudit.rule import Rule
 from convaudit_reports import _ci
 from convaudit_reports._figures import clean, one_line, plural, section, shorten
@@ -168,7 +168,7 @@ def _rule(code: str, rule: type[Rule] | None, finding: Finding) -> dict[str, Any
         "shortDescription": {"text": shorten(title, DESCRIPTION)},
         "fullDescription": {"text": shorten(_sentence(described), DESCRIPTION)},
         "help": {"text": text, "markdown": text},
-        "defaultConfiguration": {"level": LEVELS[severity], "enabled": rule.default if rule else True},
+        "defaultConfiguration": {"level": LEVELS[severity], "enabled": rule.on_by_default(RULE_SET) if rule else True},
         "properties": {
             "tags": ["architecture", "pytorch", FAMILIES.get(code[:4], "plugin")],
             "precision": "medium" if severity == "info" else "high",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -145,10 +146,95 @@ def memory() -> None:
     print(f"memory: vgg16 {large / 1e6:.0f} MB, BasicCNN {small / 1e6:.0f} MB: {(large - small) / 1e6:+.0f} MB")
 
 
+def rules_against_forward() -> None:
+    """All rules and proofs over a plain forward of the same model on meta, in one process; the largest in seconds."""
+    import timm
+    import torch
+
+    from convaudit.engine import run_rules
+    from convaudit.settings import AuditSettings
+    from convaudit.tracer import record
+
+    for name in ("resnet50", "mobilenetv3_large_100", "vgg16", "swin_tiny_patch4_window7_224", *LARGEST):
+        with torch.device("meta"):
+            model = timm.create_model(name).eval()
+            x = torch.empty(1, *model.default_cfg["input_size"])
+        rules, forward = [], []
+        with torch.no_grad():
+            for _ in range(ROUNDS if name not in LARGEST else 2):
+                start = time.perf_counter()
+                model(x)
+                forward.append(time.perf_counter() - start)
+                graph = record(model, (x,), {})
+                start = time.perf_counter()
+                run_rules(graph, ((x,), {}), name, AuditSettings())
+                rules.append(time.perf_counter() - start)
+        spent, plain = min(rules), min(forward)
+        print(f"all rules on {name:<32} {spent / plain:.2f}× a meta forward ({spent:.2f} s, {len(graph.layers)} layers)")
+
+
+LARGEST = ("nasnetalarge", "tf_efficientnet_l2", "vit_giant_patch14_dinov2", "hrnet_w64", "resnetv2_152x4_bit")
+NET = """
+from torch import nn
+from {package}.blocks{index} import WIDTH
+class Net{index}(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, WIDTH, 3, 2, 1)
+        self.conv = nn.Conv2d(WIDTH, WIDTH, 3, 2, 1)
+        self.head = nn.Linear(WIDTH, 10)
+    def forward(self, x):
+        return self.head(self.conv(self.stem(x).relu()).relu().mean((2, 3)))
+"""
+
+
+def hook(pairs: int = 7) -> None:
+    """The hook in a repository of 200 files, 12 of them models: what a commit waits for."""
+    with tempfile.TemporaryDirectory() as kept, tempfile.TemporaryDirectory() as name:
+        root, package = Path(name), Path(name, "src")
+        package.mkdir()
+        for index in range(188):
+            (package / f"blocks{index}.py").write_text(f"import os\nimport math\nWIDTH = 64\n\n\ndef helper{index}(x):\n    return math.sqrt(x)\n" * 8)
+        for index in range(12):
+            (package / f"net{index}.py").write_text(NET.format(package="src", index=index))
+        (root / "convaudit.toml").write_text('input = "1,3,32,32"\n')
+        for command in (["init", "-q"], ["add", "-A"]):
+            subprocess.run(["git", *command], cwd=root, check=True)
+
+        def seconds(*command: str) -> float:
+            start = time.perf_counter()
+            done = subprocess.run(command, cwd=root, capture_output=True, env=environment, check=False)
+            if done.returncode == 2:
+                raise SystemExit(done.stderr.decode())
+            return time.perf_counter() - start
+
+        script = str(Path(sys.executable).with_name("convaudit"))
+        environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+        environment |= {"CONVAUDIT_CACHE_DIR": kept, "PYTHONPATH": str(root)}
+        model = ("src/net3.py",)
+        for paths in (model, ("src/blocks40.py",)):
+            seconds(script, "check", "--changed", *paths)
+        rows: dict[str, list[float]] = {"import torch": [], "no model": [], "unchanged model": [], "changed model": []}
+        for turn in range(pairs):
+            rows["import torch"].append(seconds(sys.executable, "-c", "import torch"))
+            rows["no model"].append(seconds(script, "check", "--changed", "src/blocks40.py", "src/blocks41.py", "README.md"))
+            rows["unchanged model"].append(seconds(script, "check", "--changed", *model))
+            (package / "net3.py").write_text(NET.format(package="src", index=3) + f"# {turn}\n")
+            rows["changed model"].append(seconds(script, "check", "--changed", *model))
+        alone = rows["import torch"]
+        for what, times in rows.items():
+            ratio = statistics.median(t / a for t, a in zip(times, alone, strict=True))
+            print(f"hook, {what:<16} {statistics.median(times) * 1000:5.0f} ms, {ratio:.2f}× `import torch`")
+
+
 if __name__ == "__main__":
-    if len(sys.argv) == 3:
+    if len(sys.argv) == 2:
+        globals()[sys.argv[1]]()
+    elif len(sys.argv) == 3:
         measure(sys.argv[1], sys.argv[2])
     else:
         compare_tools()
         cold_start()
         memory()
+        rules_against_forward()
+        hook()
