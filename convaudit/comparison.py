@@ -219,10 +219,16 @@ class Diff(msgspec.Struct):
     """What ``--fail-on-increase`` did not allow."""
 
 
-def compare(old_side: Side, old: AuditResult, new_side: Side, new: AuditResult) -> Diff:
-    """Compare two results. One target on each side is one pair, whatever they are called; else names decide."""
-    single = len(old.targets) == len(new.targets) == 1
-    pairs, left, right = _matched(old.targets, new.targets, lambda target: "" if single else target.key)
+def compare(
+    old_side: Side, old: AuditResult, new_side: Side, new: AuditResult, *, by_name: bool | None = None
+) -> Diff:
+    """Compare two results, target by target.
+
+    ``by_name``: targets are matched by their names; by default where there is more than one on a side.
+    """
+    if by_name is None:
+        by_name = not len(old.targets) == len(new.targets) == 1
+    pairs, left, right = _matched(old.targets, new.targets, lambda target: target.key if by_name else "")
     made = Diff(SCHEMA_VERSION, old_side, new_side, [], [t.target for t in left], [t.target for t in right], [], [])
     made.failed += [Failure("old", t.target, _why(t)) for t in left if t.status == "failed"]
     made.failed += [Failure("new", t.target, _why(t)) for t in right if t.status == "failed"]

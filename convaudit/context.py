@@ -15,7 +15,7 @@ from convaudit.backbone import BackboneConv, backbone, bottlenecks
 from convaudit.errors import TargetError
 from convaudit.fc_layers import FCLayer, fc_layers
 from convaudit.graph import CALL, VAL, Call, LayerGraph, mapped, shape_of, tensors
-from convaudit.layout import Layout, layouts
+from convaudit.layout import Layout, layouts, space
 from convaudit.paths import target_key
 from convaudit.receptive_field import ReceptiveField, receptive_fields
 from convaudit.result import Alternative, Finding, Saving
@@ -63,8 +63,10 @@ class Context:
 
     @property
     def is_classifier(self) -> bool:
-        """All outputs are vectors."""
-        return bool(self.output_shapes) and all(len(shape) <= 2 for shape in self.output_shapes)
+        """All outputs are vectors, one for each image: not the rows of a map."""
+        out = next(n for n in self.graph.graph.nodes if n.op == "output")
+        rows = any(space(self.layouts.get(node, ())[:1]) for node in out.all_input_nodes)
+        return bool(self.output_shapes) and not rows and all(len(shape) <= 2 for shape in self.output_shapes)
 
     @property
     def layouts(self) -> dict[Node, Layout]:

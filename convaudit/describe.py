@@ -155,6 +155,8 @@ def describe(
         and kind in ("conv", "linear", "norm", "embedding", "recurrent", "attention", "activation")
     ):
         layer = held[0].rpartition(".")[0].partition(".parametrizations.")[0] or owner
+        if kind in ("conv", "linear") and recorder.weights_of(layer) > 1:
+            layer = held[0]  # its owner holds the weights of other layers too
         module = next((m for n, m in recorder.stack[::-1] if n == layer), None)
         label = type(module).__name__ if module is not None and layer == owner else op
     if kind == "merge" and len(values) < 2 and op not in ("cat", "stack"):

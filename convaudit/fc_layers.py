@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from convaudit.graph import CALL, Call, LayerGraph, main_input, once, shape_of
-from convaudit.layout import Layout, layouts, space
+from convaudit.layout import Layout, layouts, space, spatial_axes
 from convaudit.topology import gates, outputs
 
 if TYPE_CHECKING:
@@ -69,9 +69,11 @@ def fc_layers(graph: LayerGraph) -> list[FCLayer]:
         if width is None or source is None or source not in layout:
             continue
         axes = layout[source]
-        if len(axes) != 2 or space(axes[:1]) or node in gates(graph) or _feeds_map(node):
+        if len(axes) != 2 or space(axes[:1]) or node in gates(graph):
             continue
         flattens = _flattens(source, layout) if space(axes) else ()
+        if _feeds_map(node, through_linear=not flattens):
+            continue
         channels, spatial = _map_size(flattens[0]) if flattens else (width[0], ())
         layers.append(
             FCLayer(
@@ -131,9 +133,10 @@ def _tokens(node: Node) -> bool:
 
 
 def _map_size(flatten: Flatten) -> tuple[int, tuple[int, ...]]:
-    pairs = list(zip(flatten.layout, shape_of(flatten.map), strict=True))
-    channels = math.prod(size for axis, size in pairs if not space((axis,)) and "N" not in axis)
-    return channels, tuple(size for axis, size in pairs if space((axis,)))
+    axes = spatial_axes(flatten.layout)
+    sizes = list(enumerate(shape_of(flatten.map)))
+    channels = math.prod(size for i, size in sizes if i not in axes and "N" not in flatten.layout[i])
+    return channels, tuple(size for i, size in sizes if i in axes)
 
 
 def untouched(node: Node) -> bool:
@@ -159,8 +162,9 @@ def _reads_fc(node: Node) -> bool:
     return False
 
 
-def _feeds_map(node: Node) -> bool:
-    """Whether the layer's value comes back as a map: reshaped to C×H×W, or joined to one (a gate, a condition)."""
+def _feeds_map(node: Node, through_linear: bool) -> bool:
+    """Whether the layer's value comes back as a map: reshaped to C×H×W, or to C×L that a spatial layer reads, or joined
+    to one (a gate, a condition). ``through_linear``: behind further Linear layers as well, as in a generator."""
     queue, seen = [node], {node}
     while queue:
         for user in queue.pop().users:
@@ -169,10 +173,10 @@ def _feeds_map(node: Node) -> bool:
                 continue
             seen.add(user)
             shape = shape_of(user)
-            if call is None or call.linear is not None or call.kind in (*TRANSPARENT, "reshape"):
-                if len(shape) >= 3 and any(n > 1 for n in shape[2:]):
+            if call is None or (call.linear is not None and through_linear) or call.kind in (*TRANSPARENT, "reshape"):
+                if len(shape) >= 4 and any(n > 1 for n in shape[2:]):
                     return True
                 queue.append(user)
-            elif call.kind == "merge" and len(shape) >= 3:
+            elif (call.kind in ("conv", "upsample", "pool", "recurrent", "attention") and len(shape) >= 3) or (call.kind == "merge" and len(shape) >= 3):
                 return True
     return False

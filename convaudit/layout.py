@@ -27,6 +27,12 @@ def space(layout: Layout) -> Labels:
     return frozenset(label for axis in layout for label in axis if label[0] == "S")
 
 
+def spatial_axes(layout: Layout) -> list[int]:
+    """Axes of a map that hold positions, those of one position among them; the batch and one channel axis left out."""
+    channels = next((i for i, axis in enumerate(layout) if "C" in axis), 1)
+    return [i for i, axis in enumerate(layout) if i and i != channels and (space((axis,)) or not axis)]
+
+
 def flattened(layout: Layout) -> bool:
     """Whether one axis other than the batch holds channels and positions, or two spatial axes, together."""
     return any(len(axis - _N) > 1 and "N" not in axis for axis in layout)
@@ -43,6 +49,8 @@ def layouts(graph: LayerGraph) -> dict[Node, Layout]:
         if node.op == "placeholder":
             if value.is_floating_point() or value.is_complex():
                 found[node] = _of_input(node, value)
+            elif any(user.meta[CALL].kind == "embedding" for user in node.users if CALL in user.meta):
+                found[node] = (_N, *_spatial(value.dim() - 1))  # indices of tokens
             continue
         known = [n for n in node.all_input_nodes if n in found]
         call: Call | None = node.meta.get(CALL)
@@ -87,6 +95,8 @@ def _through(node: Node, call: Call, known: list[Node], found: dict[Node, Layout
         grown = [i > 1 and not axis and value.shape[i] > 1 for i, axis in enumerate(same)]  # from one pixel to many
         same = tuple(frozenset({f"S{i - 2}"}) if new else axis for i, (axis, new) in enumerate(zip(same, grown)))
         return tuple(_C if i == 1 and call.kind == "conv" else axis for i, axis in enumerate(same))
+    if call.kind == "embedding":
+        return (*layout, _C) if len(layout) < value.dim() else (_N, _C)
     if call.kind == "linear" or (call.kind == "matmul" and len(known) == 1):
         return (*layout[:-1], _C)
     if call.kind == "matmul":

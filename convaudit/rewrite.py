@@ -14,7 +14,7 @@ from torch.fx.node import map_arg
 from convaudit import accounting
 from convaudit.fc_layers import Flatten
 from convaudit.graph import CALL, VAL, Call, LayerGraph, tensors
-from convaudit.layout import space
+from convaudit.layout import spatial_axes
 from convaudit.result import Saving
 
 
@@ -69,8 +69,8 @@ class Rewrite:
     def pool(self, flatten: Flatten, size: int) -> None:
         """Pool the flattened map to ``size`` per spatial axis (adaptive average), and flatten that, channels first."""
         at, value = self._copy[flatten.node], self._copy[flatten.map]
-        order = [i for i, axis in enumerate(flatten.layout) if not space((axis,))]
-        axes = [i for i, axis in enumerate(flatten.layout) if space((axis,))]
+        axes = spatial_axes(flatten.layout)
+        order = [i for i in range(len(flatten.layout)) if i not in axes]
         pools: tuple[type[nn.Module], ...] = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
         if len(order) != 2 or len(axes) > 3:
             raise RewriteFailed(f"{flatten.map.name}: not one channel axis and up to three spatial ones")
@@ -126,7 +126,7 @@ class Rewrite:
 
         args = map_arg(node.args, lambda n: n.meta[VAL])
         kwargs = map_arg(node.kwargs, lambda n: n.meta[VAL])
-        self._refit(node, args)
+        args = self._refit(node, args)
         try:
             value = evaluate(node, self.root, args, kwargs)
         except Exception as error:
@@ -157,10 +157,12 @@ class Rewrite:
             accounting.cost_call(call, node)
             node.meta[CALL] = call
 
-    def _refit(self, node: Node, args: Any) -> None:
-        """Give a Linear or batch norm behind a changed width the width it now reads."""
-        if node.op != "call_module" or not args or not isinstance(args[0], torch.Tensor):
-            return
+    def _refit(self, node: Node, args: Any) -> Any:
+        """Give a Linear or batch norm behind a changed width the width it now reads; the node's values then."""
+        if not args or not isinstance(args[0], torch.Tensor):
+            return args
+        if node.op != "call_module":
+            return self._refit_function(node, args)
         module, value = self.root[str(node.target)], args[0]
         width = value.shape[-1] if type(module) is nn.Linear or value.dim() < 2 else value.shape[1]
         key = (str(node.target), width)  # a layer called twice stays one layer
@@ -171,9 +173,28 @@ class Rewrite:
             elif type(module) is nn.BatchNorm1d and value.dim() == 2 and module.num_features != width:
                 made = nn.BatchNorm1d(width, affine=module.affine, device="meta").eval()
             else:
-                return
+                return args
             self._refitted[key] = f"_rewritten_{self._made}"
             self._made += 1
             self.root[self._refitted[key]] = made
         node.target = self._refitted[key]
         self._changed.add(node)
+        return args
+
+    def _refit_function(self, node: Node, args: Any) -> Any:
+        """As :meth:`_refit`, for a linear function whose weight the model holds as a parameter of its own."""
+        weight = node.args[1] if len(node.args) > 1 else None
+        if node.target is not nn.functional.linear or not isinstance(weight, Node) or weight.op != "get_attr":
+            return args
+        width = args[0].shape[-1]
+        if args[1].shape[1] == width:
+            return args
+        key = (str(weight.target), width)
+        if key not in self._refitted:
+            self._refitted[key] = f"_rewritten_{self._made}"
+            self._made += 1
+            self.root[self._refitted[key]] = nn.Parameter(torch.empty(args[1].shape[0], width, device="meta"))
+        weight.target = self._refitted[key]
+        weight.meta[VAL] = self.root[self._refitted[key]]
+        self._changed.add(node)
+        return (args[0], weight.meta[VAL], *args[2:])

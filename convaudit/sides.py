@@ -47,6 +47,7 @@ def _compared(
             click.echo(f"convaudit: {problem}", err=True)
     results = [side.result() if side is not None else result for side, result in zip(live, saved)]
     before, after = (result for result in results if result is not None)
+    single = len(before.targets) == len(after.targets) == 1
     if not settings.strict:
         discovered = [side.selection.discovered if side is not None else set() for side in live]
         before, after = _without_unbuilt(before, after, discovered[0], discovered[1])
@@ -57,7 +58,7 @@ def _compared(
         side.label if side is not None else Side(word, None, None, result.convaudit_version if result is not None else "")
         for side, word, result in zip(live, words, saved)
     ]
-    return compare(labels[0], before, labels[1], after), lost
+    return compare(labels[0], before, labels[1], after, by_name=not single), lost
 
 
 def _saved(word: str) -> AuditResult:

@@ -181,7 +181,16 @@ def _construct(make: Callable[[], Any], path: Path | None = None, target: str = 
             if isinstance(error, TypeError) and "argument" in str(error):
                 raise
             note = (f"constructed on the CPU, parameters on meta ({type(error).__name__} under the meta device)",)
-            with _parameters_on_meta(), accelerators.absent():
+            try:
+                with _parameters_on_meta(), accelerators.absent():
+                    model = make()
+            except RuntimeError:  # the constructor writes real values into its parameters
+                note = (f"constructed on the CPU ({type(error).__name__} under the meta device)",)
+                with accelerators.absent():
+                    model = make()
+        if isinstance(model, nn.Module) and any(isinstance(m, torch.jit.ScriptModule) for m in model.modules()):
+            note = ("constructed on the CPU (it holds a ScriptModule)",)
+            with accelerators.absent():
                 model = make()
     if not isinstance(model, nn.Module):
         raise TargetError("construct", f"{target}: gives a {type(model).__name__}, not an nn.Module", kind="TypeError")

@@ -99,7 +99,8 @@ def _squashed(node: Node) -> bool:
 
 @once
 def outputs(graph: LayerGraph) -> set[Node]:
-    """Nodes whose value leaves the model, also through reshapes, activations and dropout."""
+    """Nodes whose value leaves the model, also through what has no weights of its own and joins no two values: reshapes,
+    activations, norms, resizing, a scale or an offset; not through pooling. The mean of several heads leaves as each."""
     found: set[Node] = set()
     queue = [n for node in graph.graph.nodes if node.op == "output" for n in node.all_input_nodes]
     while queue:
@@ -108,9 +109,19 @@ def outputs(graph: LayerGraph) -> set[Node]:
             continue
         found.add(node)
         call: Call | None = node.meta.get(CALL)
-        if call is None or call.kind in ("reshape", "activation", "dropout") or call.op == "identity":
-            queue += node.all_input_nodes
+        values = [n for n in node.all_input_nodes if n in layouts(graph) and n.op != "placeholder"]
+        if call is None or call.kind in _PASSING or call.op == "identity" or (len(values) == 1 and call.kind == "merge") or (call.op in ("add", "sub", "mean") and len(shape_of(node)) == 2 and all(map(_scores, values))):
+            queue += values
     return found
+
+
+_PASSING = ("reshape", "activation", "dropout", "norm", "upsample", "elementwise")
+
+
+def _scores(node: Node) -> bool:
+    """Whether a value comes straight from a linear layer."""
+    call: Call | None = node.meta.get(CALL)
+    return call is not None and call.kind in ("linear", "matmul")
 
 
 def positions(node: Node, layout: Layout) -> int:

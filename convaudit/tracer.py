@@ -104,14 +104,20 @@ def record(
     except _DataDependent as asked:
         on_cpu = _Recorder(model, on_meta=False, formulas=False, training=training)
         try:
-            problem = on_cpu.run(args, kwargs) or on_cpu.made_up_branch
+            try:
+                problem = on_cpu.run(args, kwargs)
+            except TargetError as error:
+                if "single memory location" not in str(error):  # a stand-in has one value in memory: no write in place
+                    raise
+                on_cpu = _Recorder(model, on_meta=False, formulas=False, training=training, spread=False)
+                problem = on_cpu.run(args, kwargs)
+            problem = problem or on_cpu.made_up_branch
             recorder, tracer = on_cpu, "recorded-cpu"
             notes.append(f"traced on stand-in values on the CPU: {asked}")
         except TargetError as error:
-            if not recorder.weighted():
+            if not recorder.weighted() or on_cpu.made_up_branch is None:
                 raise
-            tracer, problem = "recorded", f"the forward pass stopped: {asked}"
-            notes.append(f"nor did it run on stand-in values on the CPU: {error}")
+            tracer, problem = "recorded", f"the forward pass stopped: {asked}; on stand-in values {error}"
             recorder.graph.output(())
     graph = LayerGraph(
         model=model,
@@ -182,13 +188,14 @@ def _as_it_was(model: nn.Module) -> Iterator[None]:
         if d is not None
     ]
     rng, fast_path = torch.get_rng_state(), torch.backends.mha.get_fastpath_enabled()
-    call, scripted = nn.Module.__call__, torch.jit.ScriptFunction.__call__
+    call, scripted, made = nn.Module.__call__, torch.jit.ScriptFunction.__call__, torch.autograd.Variable.__new__
     try:
         torch.backends.mha.set_fastpath_enabled(False)
         yield
     finally:
         nn.Module.__call__ = call  # type: ignore[method-assign]
         torch.jit.ScriptFunction.__call__ = scripted  # type: ignore[method-assign]
+        torch.autograd.Variable.__new__ = made  # type: ignore[method-assign]
         for module, state in saved:
             module.__dict__.clear()
             module.__dict__.update(state)
@@ -231,6 +238,11 @@ def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     first = lines[0] if lines else type(error).__name__
     return first if len(first) <= 160 else first.partition(". ")[0][:300]
+
+
+def _variable(_: Any, data: Any = None, *__: Any, **___: Any) -> Any:
+    """What ``torch.autograd.Variable(data)`` has been since torch 0.4: the tensor itself."""
+    return torch.tensor([]) if data is None else data
 
 
 _CONSTRUCTORS: set[Any] = set()
@@ -277,9 +289,13 @@ _MOVES = {"to", "cuda", "cpu", "type", "type_as", "xpu", "npu"}
 class _Recorder(TorchFunctionMode):
     """Records one forward pass. ``names`` and ``root`` speak in qualified names of the model."""
 
-    def __init__(self, model: nn.Module, *, on_meta: bool, formulas: bool, training: bool) -> None:
+    def __init__(
+        self, model: nn.Module, *, on_meta: bool, formulas: bool, training: bool, spread: bool = True
+    ) -> None:
         super().__init__()
         self.model, self.on_meta, self.formulas, self.training = model, on_meta, formulas, training
+        self.spread = spread
+        """On the CPU, a parameter's stand-in is one zero spread over its shape."""
         self.graph = Graph()
         self.root: dict[str, Any] = {}
         self.notes: list[str] = []
@@ -295,6 +311,7 @@ class _Recorder(TorchFunctionMode):
         self.attributes: dict[int, tuple[str, Any]] = {}
         self.calls: dict[str, int] = {}
         self.lines: dict[tuple[str, int], Location] = {}
+        self._weights: dict[str, int] = {}
         self.from_input: set[Node] = set()
         self.derived: dict[Node, tuple[str, ...]] = {}
         self.device = next((p.device for p in model.parameters() if p.device.type != "meta"), torch.device("cpu"))
@@ -313,9 +330,13 @@ class _Recorder(TorchFunctionMode):
 
             nn.Module.__call__ = wrapped  # type: ignore[method-assign]
             torch.jit.ScriptFunction.__call__ = self._scripted(torch.jit.ScriptFunction.__call__)  # type: ignore[method-assign]
+            torch.autograd.Variable.__new__ = _variable  # type: ignore[assignment, method-assign]
             placed_args, placed_kwargs = self._placeholders(args, kwargs)
             try:
                 with self:
+                    for module in self.model.modules():  # attributes that a module makes when its mode is set
+                        if type(module).train is not nn.Module.train and not isinstance(module, torch.jit.ScriptModule):
+                            module.train(self.training)
                     output = self.model(*placed_args, **placed_kwargs)
             except _DataDependent:
                 raise
@@ -385,6 +406,7 @@ class _Recorder(TorchFunctionMode):
             return value.clone()
         else:
             made = torch.zeros((), dtype=value.dtype).expand(value.shape)
+            made = made if self.spread else made.contiguous()
         return nn.Parameter(made, value.requires_grad) if isinstance(value, nn.Parameter) else made
 
     def _placeholders(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -607,6 +629,15 @@ class _Recorder(TorchFunctionMode):
         self.alive.append(tensor)
         return node
 
+    def weights_of(self, owner: str) -> int:
+        """How many matrices or kernels a module holds itself; a weight-normed one is made of two."""
+        if not self._weights:
+            for name, value in self.attributes.values():
+                if isinstance(value, nn.Parameter) and value.dim() > 1 and not name.endswith(("_g", "_u")):
+                    parent = name.rpartition(".")[0]
+                    self._weights[parent] = self._weights.get(parent, 0) + 1
+        return self._weights.get(owner, 0)
+
     def parameters_behind(self, tensor: Tensor) -> tuple[str, ...] | None:
         """Names of the parameters a tensor is, or is made of alone; () for a buffer, None for anything else."""
         known = self.attributes.get(id(tensor))
@@ -664,12 +695,12 @@ class _Recorder(TorchFunctionMode):
         return value
 
 
-_REVERSED = {"__radd__", "__rsub__", "__rmul__", "__rtruediv__", "__rfloordiv__", "__rpow__", "__rmatmul__", "__rmod__"}
+_REVERSED = {"__radd__", "__rsub__", "__rmul__", "__rtruediv__", "__rfloordiv__", "__rpow__", "__rmatmul__", "__rmod__", "__rdiv__"}
 
 
 def _dunder(name: str) -> Any:
     plain = "__" + name[3:] if name in _REVERSED else name
-    return getattr(operator, plain)
+    return getattr(operator, plain.replace("div__", "truediv__") if plain in ("__div__", "__idiv__") else plain)
 
 
 def _is_device(value: Any) -> bool:

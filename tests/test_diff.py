@@ -22,7 +22,7 @@ from markdown_it import MarkdownIt
 
 from convaudit.comparison import Diff, Limit, Side, compare, compare_targets, exceeded
 from convaudit.result import AuditResult, Finding, InputInfo, LayerRow, TargetResult, Totals, assemble
-from convaudit.revisions import split
+from convaudit.revisions import _python_path, split, strays
 from convaudit_reports import _diff
 
 OLD = """\
@@ -86,9 +86,9 @@ def git(folder: Path, *args: str) -> str:
     return subprocess.run(["git", *identity, *args], cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
 
 
-def commit(folder: Path, **files: str) -> str:
+def commit(folder: Path, files: dict[str, str]) -> str:
     for name, text in files.items():
-        path = folder / name.replace("__", "/").replace("_py", ".py")
+        path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     git(folder, "add", "-A")
@@ -102,8 +102,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("project") / "repository"
     folder.mkdir()
     git(folder, "init", "-q")
-    commit(folder, net_py=OLD, models__sub_py=OLD, helper_py="WIDTH = 1\n")
-    commit(folder, net_py=NEW)
+    commit(folder, {"net.py": OLD, "models/sub.py": OLD, ".gitignore": "__pycache__\n"})
+    commit(folder, {"net.py": NEW})
     (folder / "untracked.py").write_text(OLD)
     return folder
 
@@ -162,7 +162,7 @@ def test_text_is_short_and_all_is_all(repository: Path) -> None:
 
     assert lines[0].startswith("net.py:Net@HEAD~1 (")
     assert len(lines) <= 25
-    assert any(re.search(r"parameters +8,396,170 → 17,840,\d+ +▲ \+9,4\d\d,\d+ \(\+112\.\d%\)", line) for line in lines)
+    assert any(re.search(f"parameters +8,396,170 → {PARAMETERS[1]:,} +▲ .{PARAMETERS[1] - PARAMETERS[0]:,} .*%", line) for line in lines)
     assert "− CNV403" in done.stdout
     assert "CNV101" not in done.stdout  # still there
     assert "= CNV101" in whole.stdout
@@ -264,7 +264,7 @@ def test_saved_results(repository: Path, tmp_path: Path) -> None:
     one = save("one.json", "net.py:Net", "models/sub.py:Net", *OPTIONS)
     two = save("two.json", "net.py:Net", "net.py:Fixed", "--input", "1,3,64,8")
     found = difference(repository, one, two)
-    assert (found["only_old"], found["only_new"]) == (["models/sub.py:Net"], [])
+    assert (found["only_old"], found["only_new"]) == (["models/sub.py:Net"], ["net.py:Fixed"])
     assert [f["target"] for f in found["failed"]] == ["net.py:Net"]  # a flattened 32×4 map does not fit fc
 
     two = save("two.json", "net.py:Net", "--input", "2,3,32,32", "--flop-convention", "two-per-mac")
@@ -294,7 +294,7 @@ def test_inputs_inferred_differently_are_said(tmp_path: Path) -> None:
     folder = tmp_path / "repository"
     folder.mkdir()
     git(folder, "init", "-q")
-    commit(folder, net_py=OLD)
+    commit(folder, {"net.py": OLD})
     (folder / "net.py").write_text(OLD.replace("16 * 16", "8 * 8"))
     done = run(folder, "net.py:Net@HEAD")
 
@@ -306,7 +306,7 @@ def test_settings_and_comments_hold_on_both_sides(tmp_path: Path) -> None:
     folder.mkdir()
     git(folder, "init", "-q")
     table = '[[target]]\nmatch = "models/net.py:Net"\ninput = "1,3,32,32"\nargs = {width = 256}\n'
-    commit(folder, models__net_py=OLD)
+    commit(folder, {"models/net.py": OLD})
     (folder / "convaudit.toml").write_text('baseline = "absent.json"\n' + table)  # not yet committed
     comment = "self.fc = nn.Linear(64 * 16 * 16, width)  # convaudit: ignore[CNV101] the paper's"
     (folder / "models/net.py").write_text(OLD.replace("self.fc = nn.Linear(64 * 16 * 16, width)", comment))
@@ -322,7 +322,7 @@ def test_a_package_comes_from_its_revision(tmp_path: Path) -> None:
     folder.mkdir()
     git(folder, "init", "-q")
     net = "from torch import nn\nfrom mine.size import WIDTH\n\ndef net():\n    return nn.Linear(8, WIDTH)\n"
-    commit(folder, src__mine____init___py="", src__mine__size_py="WIDTH = 4\n", src__mine__net_py=net, net_py=net)
+    commit(folder, {"src/mine/__init__.py": "", "src/mine/size.py": "WIDTH = 4\n", "src/mine/net.py": net, "net.py": net})
     (folder / "src/mine/size.py").write_text("WIDTH = 6\n")
     path = {"PYTHONPATH": str(folder / "src")}
     for word in ("mine.net:net@HEAD", "net.py:net@HEAD"):
@@ -330,10 +330,23 @@ def test_a_package_comes_from_its_revision(tmp_path: Path) -> None:
         assert [(f["before"], f["after"]) for f in target["figures"] if f["name"] == "parameters"] == [(36, 54)]
 
     stray = net.replace("from torch", f"import sys\nsys.path.insert(0, {str(folder / 'src')!r})\nfrom torch")
-    commit(folder, net_py=stray)
+    commit(folder, {"net.py": stray})
     done = run(folder, "net.py:net@HEAD", "--input", "1,8")
     assert done.returncode == 2
     assert "it imports src/mine/__init__.py and 1 more of the working tree, not of that revision" in done.stderr
+
+
+def test_an_editable_install_gives_way_to_the_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository, folder = tmp_path / "repository", tmp_path / "laid-out"
+    for root in (repository, folder):
+        (root / "src/mine").mkdir(parents=True)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(repository / "src"), str(tmp_path / "elsewhere")])  # as a .pth file does
+
+    assert _python_path(repository, folder) == [str(folder / "src")]
+    (folder / "src/json.py").touch()  # it would stand before the standard library's
+    assert _python_path(repository, folder) == []
+    assert strays([str(repository / "src/mine/a.py"), str(folder / "b.py")], repository, folder) == ["src/mine/a.py"]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -341,7 +354,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, number: int, code: in
     folder = tmp_path / "repository"
     folder.mkdir()
     git(folder, "init", "-q")
-    commit(folder, net_py="import time\nopen('/dev/null')\ntime.sleep(60)\n")
+    commit(folder, {"net.py": "import time\ntime.sleep(60)\n"})
     process = subprocess.Popen(
         [sys.executable, "-m", "convaudit", "diff", "net.py:Net@HEAD"], cwd=folder, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "CONVAUDIT_CACHE_DIR": str(tmp_path / "cache")},
@@ -395,8 +408,8 @@ def hostile(name: str, parameters: int) -> TargetResult:
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_no_name_becomes_a_link_a_mention_or_markup(name: str) -> None:
-    many = [hostile(name, 9), msgspec.structs.replace(hostile(name, 9), target=f"{name}2")]
-    for old, new in (([hostile(name, 1)], many[:1]), ([hostile(name, 1)] * 2, many), (many[:1], [hostile("x", 1)] * 2)):
+    few, many = ([hostile(name, n), msgspec.structs.replace(hostile(name, n), target=f"{name}2")] for n in (1, 9))
+    for old, new in ((few[:1], many[:1]), (few, many), (many, few), (many[:1], [hostile("x", 1)] * 2)):
         found = compare(Side(name, None, None), assemble(old), Side(name, None, None), assemble(new))
         found.exceeded = [e for t in found.targets for e in exceeded(t, [Limit.parse("params=1"), Limit.parse("flops=1")])]
         out = _diff.markdown(found)
@@ -408,7 +421,8 @@ def test_no_name_becomes_a_link_a_mention_or_markup(name: str) -> None:
         assert not re.search(r"@\w|#\d|://|www\.|GH-\d", told)
         html = {token.content.strip() for token in [*tokens, *inline] if "html" in token.type}
         assert all(re.fullmatch(r"<!-- .*-->|<details><summary>[\w ,:]+</summary>|</details>", text) for text in html), html
-        assert "\n" not in _diff.text(found, show_all=True).replace("\n  ", "").replace("\n", "", 60).strip("\n")
+        lines = _diff.text(found, show_all=True).split("\n")
+        assert all(line.isprintable() and not line.startswith("# b") for line in lines)
 
 
 def test_markdown_always_fits_a_comment() -> None:
@@ -434,7 +448,7 @@ def test_reports_are_written_by_suffix(repository: Path, tmp_path: Path) -> None
 
     assert done.stdout == out
     assert out.startswith("<!-- convaudit diff -->")
-    assert "| parameters | 8,396,170 | 17,840,458 | ▲ +9,444,288 (+112.5%) |" in out
+    assert f"| parameters | 8,396,170 | {PARAMETERS[1]:,} | ▲ +{PARAMETERS[1] - PARAMETERS[0]:,} (+112.5%) |" in out
     assert "❌ `net.py:Net`: MACs" in out
     assert len(json.loads((tmp_path / "d.json").read_text())["exceeded"]) == 1
     assert "= CNV101" in (tmp_path / "d.txt").read_text()

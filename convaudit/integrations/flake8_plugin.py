@@ -1,6 +1,6 @@
 """flake8: shows the findings that ``convaudit check`` has kept, at their lines. Audits nothing, never imports torch.
 
-A finding of a file's own models that lies in another file is shown at the model's class.
+A finding that lies in another file than its model is shown at the model's class.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from convaudit import __version__
 
 if TYPE_CHECKING:
-    from convaudit.discovery import Project
     from convaudit.result import AuditResult, Finding, TargetResult
     from convaudit.settings import AuditSettings
 
@@ -57,7 +56,7 @@ class Plugin:
             return
         try:
             result = _known(self.path)
-        except ConvauditError:  # convaudit's own to say
+        except (ConvauditError, OSError, SyntaxError, ValueError, RecursionError):  # for convaudit or flake8 to say
             return
         here = relative_path(str(self.path))
         seen = set()
@@ -99,35 +98,30 @@ def _problem(target: TargetResult, finding: Finding, here: str) -> tuple[int, st
 
 
 def _known(path: Path) -> AuditResult:
-    """The kept results of a file's models, as ``convaudit check`` without options would give them."""
+    """The kept results of whatever a file defines, as ``convaudit check`` without options would give them.
+
+    What the file defines is read from it alone: to tell models from their parts takes the whole project, and what was
+    never audited has no result to show.
+    """
+    from convaudit.discovery import Project
     from convaudit.integrations import default_options
     from convaudit.paths import repository_root
     from convaudit.result import assemble
     from convaudit.session import Run
 
-    root = repository_root(os.getcwd())
-    if not path.resolve().is_relative_to(root):
+    if not path.resolve().is_relative_to(repository_root(os.getcwd())):
         return assemble([])
     shown = os.path.relpath(path)
-    settings = _settings(shown)
-    targets = _project(root).models_in(path, shown, settings.configures).targets
-    if not targets:
-        return assemble([])
-    options = default_options()
+    defined = Project(path.parent).parse(path).definitions.values()
+    targets = [f"{shown}:{it.name}" for it in defined if it.kind == "class" or not it.required]
+    settings, options = _settings(os.path.dirname(shown)), default_options()
     run = Run(targets, settings, options)
     return run.verdict(assemble([run.known[i] for i in sorted(run.known)]), settings, options)
 
 
-@functools.lru_cache(maxsize=4096)
-def _settings(shown: str) -> AuditSettings:
+@functools.lru_cache
+def _settings(folder: str) -> AuditSettings:
+    """The settings that hold for the files of a folder, read once in a process."""
     from convaudit.session import settings_of
 
-    return settings_of({}, (shown,))
-
-
-@functools.lru_cache
-def _project(root: str) -> Project:
-    """The project, read once for all files that one process of flake8 looks at."""
-    from convaudit.discovery import Project
-
-    return Project(Path(root))
+    return settings_of({}, (os.path.join(folder, "any.py"),))

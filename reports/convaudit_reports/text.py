@@ -157,10 +157,11 @@ def _finding(target: TargetResult, leader: Finding, others: list[Finding], show_
 def _details(finding: Finding) -> Iterator[Line]:
     saved = ", ".join(str(step) for step in steps(finding.saving)[:2])
     advice = one_line(finding.suggestion).rstrip(".")
+    keys = [("; changes the state_dict", "dim")] if finding.changes_state_dict else []
     if saved and advice:
-        yield [(f"  {advice}: ", ""), (saved, "green")]
+        yield [(f"  {advice}: ", ""), (saved, "green"), *keys]
     elif saved or advice:
-        yield [(f"  {saved}", "green") if saved else (f"  {advice}", "")]
+        yield [(f"  {saved}", "green") if saved else (f"  {advice}", ""), *keys]
 
 
 def _short_info(finding: Finding, width: int) -> Line:

@@ -100,9 +100,9 @@ class ConvAsLinear(Rule):
             axes = len(conv.kernel) - 1
             pool = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)[axes]
             make: type[nn.Module] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes]
+            small = make(conv.in_channels, conv.out_channels, size, bias=conv.bias, device="meta")
             for node, call in context.conv_calls:
                 if call.layer == layer:
-                    small = make(conv.in_channels, conv.out_channels, size, bias=conv.bias, device="meta")
                     attempt.replace(node, [pool(size), small])
 
         saving = context.prove(f"pool-conv:{layer}:{size}", rewrite)

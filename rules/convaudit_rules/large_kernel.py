@@ -69,9 +69,10 @@ class LargeKernel(Rule):
         replaced = {call.layer: conv for _, call, conv in found}
 
         def rewrite(attempt: Rewrite) -> None:
+            stacks = {layer: stack_of_3x3(conv) for layer, conv in replaced.items()}  # a layer called twice stays one
             for node, call in context.conv_calls:
                 if call.layer in replaced and node.op == "call_module":
-                    attempt.replace(node, stack_of_3x3(replaced[call.layer]))
+                    attempt.replace(node, stacks[call.layer])
 
         saving = context.prove("stack3x3:" + ",".join(replaced), rewrite)
         saves = saving is not None and saving.parameters[1] < saving.parameters[0]
