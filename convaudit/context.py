@@ -100,21 +100,26 @@ class Context:
     @property
     def attends(self) -> bool:
         """Whether values are mixed over positions by attention or recurrence."""
-        calls = self.graph.calls
-        return any(c.kind in ("attention", "recurrent") or (c.kind == "matmul" and len(c.inputs) > 1) for _, c in calls)
+        return self.once("attends", lambda: any(map(_mixes_positions, (c for _, c in self.graph.calls))))  # type: ignore[no-any-return]
 
     @property
     def image_size(self) -> tuple[int, ...]:
         """Spatial size of the first input map, () where no input is one."""
-        for node in self.graph.graph.nodes:
-            if node.op == "placeholder" and node in self.layouts and len(self.layouts[node]) >= 3:
-                return tuple(n for n, axis in zip(shape_of(node), self._input_axes(node)) if axis)
-        return ()
+        node = self.image
+        return tuple(shape_of(node)[i] for i in self.image_axes) if node is not None else ()
 
-    def _input_axes(self, node: Node) -> list[bool]:
-        channels_last = self.layouts[node][-1] == {"C"} and len(self.layouts[node]) >= 4
-        rank = len(self.layouts[node])
-        return [0 < i < rank - 1 if channels_last else i > 1 for i in range(rank)]
+    @property
+    def image(self) -> Node | None:
+        """The first input that is a map."""
+        maps = (n for n in self.graph.graph.nodes if n.op == "placeholder" and len(self.layouts.get(n, ())) >= 3)
+        return next(maps, None)
+
+    @property
+    def image_axes(self) -> tuple[int, ...]:
+        """Spatial axes of :attr:`image`, those of one position among them."""
+        rank = len(self.layouts[self.image]) if self.image is not None else 0
+        channels_last = rank >= 4 and self.image is not None and self.layouts[self.image][-1] == {"C"}
+        return tuple(range(1, rank - 1) if channels_last else range(2, rank))
 
     @property
     def inferred_input(self) -> bool:
@@ -162,15 +167,20 @@ class Context:
         return self.once(f"prove:{key}", measure)  # type: ignore[no-any-return]
 
     def retrace(self, spatial: tuple[int, ...]) -> Retrace:
-        """Run the model's own forward on meta with its image inputs at ``spatial`` size."""
+        """Run the model's own forward on meta with ``spatial`` on the image axes of its inputs of the image's rank."""
         return self.once(f"retrace:{spatial}", lambda: self._retrace(spatial))  # type: ignore[no-any-return]
 
     def _retrace(self, spatial: tuple[int, ...]) -> Retrace:
         from convaudit.tracer import record
 
+        rank = len(shape_of(self.image)) if self.image is not None else 0
+
         def resize(t: torch.Tensor) -> torch.Tensor:
-            fits = t.dim() == len(spatial) + 2
-            return torch.empty((*t.shape[:2], *spatial), dtype=t.dtype, device="meta") if fits else t
+            if t.dim() != rank:
+                return t
+            sizes = dict(zip(self.image_axes, spatial, strict=True))
+            shape = [sizes.get(axis, size) for axis, size in enumerate(t.shape)]
+            return torch.empty(shape, dtype=t.dtype, device="meta")
 
         args, kwargs = mapped(resize)(self._args), mapped(resize)(self._kwargs)
         shapes = [list(t.shape) for t in tensors((args, kwargs))]
@@ -234,6 +244,10 @@ class Context:
             suggestion=suggestion,
             fingerprint=f"{self.rule.code}:{target_key(self.target)}:{first or '*'}",
         )
+
+
+def _mixes_positions(call: Call) -> bool:
+    return call.kind in ("attention", "recurrent") or (call.kind == "matmul" and len(call.inputs) > 1)
 
 
 def _output_shapes(graph: LayerGraph) -> list[tuple[int, ...]]:

@@ -177,6 +177,6 @@ def _feeds_map(node: Node, through_linear: bool) -> bool:
                 if len(shape) >= 4 and any(n > 1 for n in shape[2:]):
                     return True
                 queue.append(user)
-            elif (call.kind in ("conv", "upsample", "pool", "recurrent", "attention") and len(shape) >= 3) or (call.kind == "merge" and len(shape) >= 3):
-                return True
+            elif call.conv is not None or (call.kind in ("upsample", "pool", "merge") and len(shape) >= 3):
+                return True  # a convolution's kernel too, as in CondConv
     return False

@@ -84,7 +84,7 @@ def _torchvision(name: str, args: dict[str, Any]) -> BuiltTarget:
     built = _construct(lambda: models.get_model(name, weights=None, **{**extra, **args}))
     weights = getattr(models.get_model_weights(name), "DEFAULT", None)
     crop = getattr(weights.transforms, "keywords", {}).get("crop_size") if weights is not None else None
-    side = crop[0] if isinstance(crop, (tuple, list)) else crop or 224
+    side = getattr(built.model, "image_size", None) or (crop[0] if isinstance(crop, (tuple, list)) else crop or 224)
     built.args = _torchvision_args(type(built.model).__module__, side)
     return built
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from convaudit import __version__
 
 if TYPE_CHECKING:
-    from convaudit.result import AuditResult, Finding, TargetResult
+    from convaudit.result import AuditResult, Finding
     from convaudit.settings import AuditSettings
 
 Problem = tuple[int, int, str, type[Any]]
@@ -55,7 +55,7 @@ class Plugin:
         if not cache.folder().is_dir() or not self._is_saved():
             return
         try:
-            result = _known(self.path)
+            result, lines = _known(self.path)
         except (ConvauditError, OSError, SyntaxError, ValueError, RecursionError):  # for convaudit or flake8 to say
             return
         here = relative_path(str(self.path))
@@ -64,8 +64,8 @@ class Plugin:
             for finding in target.findings:
                 if finding.suppressed or finding.severity not in self.severities or finding.rule == "CNV003":
                     continue  # CNV003 takes all targets to know
-                problem = _problem(target, finding, here)
-                if problem is not None and problem not in seen:
+                problem = _problem(finding, here, lines[target.target])
+                if problem not in seen:
                     seen.add(problem)
                     line, text = problem
                     source = self.lines[line - 1] if 0 < line <= len(self.lines) else ""
@@ -80,8 +80,8 @@ class Plugin:
             return False
 
 
-def _problem(target: TargetResult, finding: Finding, here: str) -> tuple[int, str] | None:
-    """A finding's line in the file and what is said there; None where it belongs to another file."""
+def _problem(finding: Finding, here: str, line: int) -> tuple[int, str]:
+    """A finding's line in the file and what is said there; ``line`` is where its model is defined."""
     from convaudit_reports._figures import clean, one_line, place, steps
 
     text = one_line(finding.message)
@@ -92,13 +92,11 @@ def _problem(target: TargetResult, finding: Finding, here: str) -> tuple[int, st
     at = finding.location
     if at is not None and at.path == here:
         return at.line, text
-    if target.location is not None and target.location.path == here:
-        return target.location.line, text + (f" ({place(at)})" if at else "")
-    return None
+    return line, text + (f" ({place(at)})" if at else "")
 
 
-def _known(path: Path) -> AuditResult:
-    """The kept results of whatever a file defines, as ``convaudit check`` without options would give them.
+def _known(path: Path) -> tuple[AuditResult, dict[str, int]]:
+    """The kept results of whatever a file defines, as ``convaudit check`` without options gives them, and its lines.
 
     What the file defines is read from it alone: to tell models from their parts takes the whole project, and what was
     never audited has no result to show.
@@ -110,13 +108,13 @@ def _known(path: Path) -> AuditResult:
     from convaudit.session import Run
 
     if not path.resolve().is_relative_to(repository_root(os.getcwd())):
-        return assemble([])
+        return assemble([]), {}
     shown = os.path.relpath(path)
     defined = Project(path.parent).parse(path).definitions.values()
-    targets = [f"{shown}:{it.name}" for it in defined if it.kind == "class" or not it.required]
+    lines = {f"{shown}:{it.name}": it.line for it in defined if it.kind == "class" or not it.required}
     settings, options = _settings(os.path.dirname(shown)), default_options()
-    run = Run(targets, settings, options)
-    return run.verdict(assemble([run.known[i] for i in sorted(run.known)]), settings, options)
+    run = Run(list(lines), settings, options)
+    return run.verdict(assemble([run.known[i] for i in sorted(run.known)]), settings, options), lines
 
 
 @functools.lru_cache

@@ -1,4 +1,4 @@
-"""Lightning: a callback that audits the module when a fit begins. Works with ``lightning`` and ``pytorch_lightning``."""
+"""Lightning: a callback that audits the module when a fit begins, for ``lightning`` and ``pytorch_lightning``."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class ConvauditCallback(Callback):
     ) -> None:
         if fail_on not in FAIL_ON:
             raise UsageError(f"fail_on is one of {', '.join(FAIL_ON)}, not {fail_on!r}")
-        AuditSettings.from_mapping({key.replace("_", "-"): value for key, value in settings.items()}, "ConvauditCallback")
+        AuditSettings.from_mapping({k.replace("_", "-"): v for k, v in settings.items()}, "ConvauditCallback()")
         self.dirpath = dirpath
         self.reports = {f"convaudit{(made := output.report(name)).SUFFIX or '.txt'}": made for name in formats}
         self.fail_on = fail_on

@@ -132,8 +132,9 @@ class Audits:
         levels = at_least(self.settings.fail_on)
         failing = live(target, *levels) if levels else []
         places = [finding.location for finding in failing] + [target.location]
+        root = Path(repository_root(os.getcwd()))
         path, line = next(
-            ((path, at.line) for at in places if at and (path := Path(repository_root(os.getcwd()), at.path)).is_file()),
+            ((root / at.path, at.line) for at in places if at and (root / at.path).is_file()),
             (Path(target.target.partition(":")[0]).resolve(), 0),
         )
         said = target.error.message if target.error is not None else None

@@ -165,7 +165,8 @@ class DeadComputation(Rule):
 
 
 def _dead(graph: LayerGraph) -> list[Call]:
-    """Calls that no output, and no tensor that outlives the forward, depends on."""
+    """Calls that no output, and no tensor that outlives the forward, depends on. What is made of weights alone may be
+    kept in a parameter's ``.data``, as a spectral norm's vectors are."""
     live: set[Node] = set()
     work = [node for node in graph.graph.nodes if node.op == "output"]
     while work:
@@ -177,7 +178,7 @@ def _dead(graph: LayerGraph) -> list[Call]:
         # what writes into a live value keeps its inputs alive
         work = [node for node, call in graph.calls if node not in live and _writes(node, call) and _base(node) in live]
         work += [node for node, call in graph.calls if node not in live and _writes(node, call) and _kept(_base(node))]
-    return [call for node, call in graph.calls if node not in live]
+    return [call for node, call in graph.calls if node not in live and not call.from_weights]
 
 
 def _writes(node: Node, call: Call) -> bool:
@@ -202,7 +203,7 @@ def _kept(node: Node) -> bool:
 
 
 def _weighted(call: Call) -> bool:
-    return bool(call.parameters) and not call.from_weights
+    return bool(call.parameters)
 
 
 def _counts(dead: list[Call], total: int) -> bool:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import ceil
 from typing import TYPE_CHECKING
 
 from convaudit.fc_layers import TRANSPARENT
 from convaudit.graph import CALL, main_input, shape_of
+from convaudit.layout import space
 from convaudit.rule import Example, Rule
 
 if TYPE_CHECKING:
@@ -48,29 +50,33 @@ class FixedInputResolution(Rule):
 
     def check(self, context: Context) -> Iterator[Finding]:
         """At most one finding."""
-        ties = self._ties(context)
-        image = next(
-            (shape_of(n) for n in context.graph.graph.nodes if n.op == "placeholder" and len(shape_of(n)) >= 4), None
-        )
-        if not ties or image is None:
+        ties, image = self._ties(context), context.image_size
+        if not ties or not image:
             return
+        source = main_input(ties[0])
+        jumps = context.receptive_fields[source].small_jump if source in context.receptive_fields else ()
+        known = len(jumps) == len(image) and all(1 <= jump <= side for jump, side in zip(jumps, image, strict=True))
+        steps = [round(jump) for jump in jumps] if known else [1] * len(image)
+        own = "×".join(map(str, image))
+        samples = shape_of(context.image)[0] if context.image is not None else 0
         batches = {shape[0] for shape in context.output_shapes if shape}
         for factor in (1.5, 2.0):
-            size = enlarged(image[2:], shape_of(main_input(ties[0]) or ties[0])[2:], factor)
+            size = enlarged(image, steps, factor)
             again = context.retrace(size)
             shown = "×".join(map(str, size))
             if again.error is not None:
-                behind = [tie for tie in ties if again.failed_at and context.leads_to(tie, again.failed_at)]
+                behind = [tie for tie in ties if again.failed_at and self._is_next(tie, again.failed_at)]
                 if behind:
                     yield context.finding(
-                        f"runs at {'×'.join(map(str, image[2:]))} only: at {shown} {again.error}",
+                        f"runs at {own} only: at {shown} {again.error}",
                         [self._reader(behind[-1])],
                         evidence={"input": list(size), "error": again.error},
                         suggestion="pool adaptively before the flatten",
                     )
-                return
+                    return
+                continue
             found = {shape[0] for shape in again.output_shapes if shape}
-            if found != batches:
+            if found != batches == {samples}:
                 yield context.finding(
                     f"at {shown} a batch of {_listed(batches)} comes back as {_listed(found)}: a view folds positions into the batch",
                     [self._reader(ties[0])],
@@ -80,16 +86,36 @@ class FixedInputResolution(Rule):
                 return
 
     def _ties(self, context: Context) -> list[Node]:
-        """Reshapes of a map to a vector that no adaptive pool or mean over positions stands before."""
+        """Reshapes that put the channels and positions of a map on one axis, with no adaptive pool or mean before."""
         return [
             node
             for node, call in context.graph.calls
             if call.op in ("view", "reshape", "flatten", "squeeze", "ravel")
             and call.inputs
-            and len(call.inputs[0]) > 2 >= len(call.outputs[0])
-            and node in context.layouts
+            and len(call.inputs[0]) > 2
+            and len(call.inputs[0]) > len(call.outputs[0])
+            and self._folds(context, node)
             and not self._pooled(node)
         ]
+
+    def _folds(self, context: Context, node: Node) -> bool:
+        layout = context.layouts.get(node, ())
+        if space(layout[:1]):
+            return False  # positions are rows already at the model's own size
+        return len(layout) == 2 or any("C" in axis and space((axis,)) for axis in layout)
+
+    def _is_next(self, tie: Node, failed: Node) -> bool:
+        """Whether a failure is the flatten's or that of the first layer behind it."""
+        queue, seen = [tie], {tie}
+        while queue:
+            node = queue.pop()
+            if node is failed:
+                return True
+            call = node.meta.get(CALL)
+            if node is tie or call is None or call.kind in (*TRANSPARENT, "reshape"):
+                queue += [user for user in node.users if user not in seen]
+                seen.update(node.users)
+        return False
 
     def _pooled(self, node: Node) -> bool:
         at: Node | None = main_input(node)
@@ -131,6 +157,15 @@ class FixedInputResolution(Rule):
                 value: torch.Tensor = self.head(self.pool(self.conv(x)).view(self.shape))
                 return value
 
+        class Capsules(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.conv = nn.Conv2d(1, 16, 3, 2, 1)
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                value: torch.Tensor = self.conv(x).view(x.size(0), 49, 64).mean(1)
+                return value
+
         image = ((2, 1, 28, 28),)
         return [
             Example(
@@ -146,6 +181,11 @@ class FixedInputResolution(Rule):
                 image,
                 "a covering convolution",
             ),
+            Example(
+                lambda: nn.Sequential(nn.Conv1d(2, 4, 3, 2, 1), nn.Flatten(), nn.Linear(64, 10)), ((2, 2, 32),),
+                "a signal",
+            ),
+            Example(Capsules, image, "a view that keeps three axes"),
         ]
 
     @classmethod
@@ -169,19 +209,31 @@ class FixedInputResolution(Rule):
                 value: torch.Tensor = self.head(nn.functional.max_pool2d(x, x.shape[-1]).flatten(1))
                 return value
 
+        class Rows(nn.Module):
+            """Scores of each pixel as rows, the way some losses want them."""
+
+            def __init__(self) -> None:
+                super().__init__()
+                self.conv = nn.Conv2d(1, 4, 3, padding=1)
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                value: torch.Tensor = self.conv(x).permute(0, 2, 3, 1).reshape(-1, 4)
+                return value
+
         conv, head = nn.Conv2d(1, 4, 3), nn.Linear(16, 10)
         return [
             Example(lambda: nn.Sequential(conv, nn.AdaptiveAvgPool2d(2), nn.Flatten(), head), ((2, 1, 28, 28),), "pools adaptively"),
+            Example(Rows, ((2, 1, 28, 28),), "rows of a map"),
             Example(Ceiled, ((2, 1, 32, 32),), "a concat fails, not the flatten"),
             Example(lambda: nn.Sequential(nn.Linear(28, 8), nn.Flatten(2)), ((2, 1, 28, 28),), "nothing is flattened to a vector"),
         ]  # fmt: skip
 
 
-def enlarged(image: tuple[int, ...], flattened: tuple[int, ...], factor: float) -> tuple[int, ...]:
-    """``image`` times ``factor``, each side rounded up to a multiple of the downsampling from it to ``flattened``."""
-    steps = [max(1, full // max(1, small)) for full, small in zip(image, flattened, strict=False)]
-    steps += [1] * (len(image) - len(steps))
-    return tuple(-(-int(full * factor) // step) * step for full, step in zip(image, steps, strict=True))
+def enlarged(image: tuple[int, ...], steps: list[int], factor: float) -> tuple[int, ...]:
+    """``image`` times ``factor``, each side rounded up to a multiple of its downsampling; an axis of one stays."""
+    return tuple(
+        full if full == 1 else -(-ceil(full * factor) // step) * step for full, step in zip(image, steps, strict=True)
+    )
 
 
 def _listed(sizes: set[int]) -> str:

@@ -10,6 +10,8 @@ from convaudit.result import Alternative
 from convaudit.rule import Example, Options, Rule
 
 if TYPE_CHECKING:
+    from torch.fx import Node
+
     from convaudit.context import Context
     from convaudit.fc_layers import FCLayer
     from convaudit.result import Finding
@@ -55,43 +57,45 @@ class GiantFlattenedLinear(Rule):
     options = GiantFlattenedLinearOptions
 
     def check(self, context: Context) -> Iterator[Finding]:
-        """One finding for each layer."""
+        """One finding for each flattened map, with the layers that read it."""
         options = context.options
         assert isinstance(options, GiantFlattenedLinearOptions)
         totals = context.graph.totals
         assert totals is not None
+        readers: dict[tuple[Node, ...], list[FCLayer]] = {}
         for layer in {layer.call.layer: layer for layer in context.fc_layers}.values():
-            share = layer.weights / max(1, totals.parameters)
-            if (
-                layer.positions <= 1
-                or layer.raw_image
-                or layer.weights < options.min_params
-                or share < options.min_share
-            ):
-                continue
-            yield self._finding(context, layer, share)
+            large = layer.weights >= max(options.min_params, options.min_share * totals.parameters)
+            if large and layer.positions > 1 and not layer.raw_image:
+                readers.setdefault(tuple(flatten.map for flatten in layer.flattens), []).append(layer)
+        for layers in readers.values():
+            yield self._finding(context, layers, sum(layer.weights for layer in layers) / totals.parameters)
 
-    def _finding(self, context: Context, layer: FCLayer, share: float) -> Finding:
+    def _finding(self, context: Context, layers: list[FCLayer], share: float) -> Finding:
+        layer, names = layers[0], [layer.call.layer for layer in layers]
+
         def pooled(size: int) -> Alternative:
             def rewrite(attempt: Rewrite) -> None:
-                calls = [other for other in context.fc_layers if other.call.layer == layer.call.layer]
+                calls = [other for other in context.fc_layers if other.call.layer in names]
                 for flatten in dict.fromkeys(flatten for call in calls for flatten in call.flattens):
                     attempt.pool(flatten, size)
 
-            saving = context.prove(f"pool:{layer.call.layer}:{size}", rewrite)
+            saving = context.prove(f"pool:{','.join(names)}:{size}", rewrite)
             return Alternative(f"pool to {'×'.join([str(size)] * len(layer.spatial))} before the Linear", saving)
 
         best, other = pooled(1), pooled(2)
         saves = best.saving is not None and best.saving.parameters[1] < best.saving.parameters[0]
         size = "×".join(map(str, (layer.channels, *layer.spatial)))
+        weights = sum(layer.weights for layer in layers)
+        widths = " and ".join(f"{layer.in_features:,}→{layer.out_features:,}" for layer in layers[:3])
+        widths += f" and {len(layers) - 3} more" if len(layers) > 3 else ""
         return context.finding(
-            f"{layer.call.label} {layer.in_features:,}→{layer.out_features:,} reads a flattened {size} map: "
-            f"{layer.weights:,} weights, {share:.0%} of the model",
-            [layer.call.layer],
+            f"{layer.call.label} {widths} read{'s' * (len(layers) == 1)} a flattened {size} map: "
+            f"{weights:,} weights, {share:.0%} of the model",
+            names,
             severity=None if saves else "info",
             saving=best.saving if saves else None,
             alternatives=[other] if other.saving and min(layer.spatial) > 2 else [],
-            evidence={"weights": layer.weights, "share": share, "map": [layer.channels, *layer.spatial]},
+            evidence={"weights": weights, "share": share, "map": [layer.channels, *layer.spatial]},
             suggestion="pool the map globally before the Linear; an embedding may keep position with a depthwise global conv",
         )
 

@@ -57,19 +57,22 @@ class LargeStemKernel(Rule):
             if conv.in_channels >= 16 or max(conv.kernel) < 7 or not self._reads_input(node):
                 continue
             seen.add(call.layer)
-            warn = set(conv.stride) == {1} and context.is_classifier and (call.macs or 0) >= 0.05 * (total or 1)
+            macs = sum(c.macs or 0 for _, c in context.conv_calls if c.layer == call.layer)
+            along = sum(k > 1 for k in conv.kernel)  # a kernel along one axis is no image filter
+            warn = set(conv.stride) == {1} and along > 1 and context.is_classifier and macs >= 0.05 * (total or 1)
             count = (max(conv.kernel) - 1) // 2
-            area, per = prod(call.outputs[0][2:]), 3 ** len(conv.kernel)
+            area, per = prod(call.outputs[0][2:]), 3**along
             inner = max(1, conv.out_channels // 2)
             widths = [conv.in_channels] + [inner] * (count - 1) + [conv.out_channels]
             stacked = per * sum(a * b for a, b in zip(widths, widths[1:]))
             own = prod(conv.kernel) * conv.in_channels * conv.out_channels // conv.groups
             yield context.finding(
                 f"{'×'.join(map(str, conv.kernel))} stem {conv.in_channels}→{conv.out_channels}: {own:,} weights, "
-                f"{(call.macs or 0) / (total or 1):.1%} of the MACs; {count} stacked 3×3 ({'-'.join(map(str, widths[1:]))}): {stacked:,}",
+                f"{macs / (total or 1):.1%} of the MACs; {count} stacked {'×'.join('3' if k > 1 else '1' for k in conv.kernel)} "
+                f"({'-'.join(map(str, widths[1:6]))}{'-…' * (len(widths) > 6)}): {stacked:,}",
                 [call.layer],
                 severity="warning" if warn else "info",
-                evidence={"weights": own, "macs": call.macs, "stack_widths": widths[1:], "stack_weights": stacked,
+                evidence={"weights": own, "macs": macs, "stack_widths": widths[1:], "stack_weights": stacked,
                           "stack_macs": stacked * area},
                 suggestion="stack 3×3 convolutions, the first strided" if warn else "a 3×3 stack buys nonlinearity, not weights",
             )  # fmt: skip
@@ -81,7 +84,7 @@ class LargeStemKernel(Rule):
             if (
                 call is not None
                 and call.kind != "norm"
-                and call.op not in ("pad", "identity", "getitem", "sub", "div", "cat")
+                and call.op not in ("pad", "identity", "getitem", "sub", "div", "cat", "permute", "transpose")
             ):
                 return False
             at = main_input(at)

@@ -24,8 +24,13 @@ if TYPE_CHECKING:
 class _Pair:
     first: Node
     between: tuple[Node, ...]
-    """A batch norm, or nothing."""
+    """A batch norm, further Linear layers, flattens of a vector, or nothing."""
     second: Node
+
+    @property
+    def layers(self) -> tuple[Node, ...]:
+        """The layers that collapse, in order; a batch norm and a flatten are none."""
+        return tuple(n for n in (self.first, *self.between, self.second) if n.meta[CALL].kind in ("conv", "linear"))
 
 
 class LinearCollapse(Rule):
@@ -74,9 +79,9 @@ class LinearCollapse(Rule):
             if not own or frozen or (context.attends and call.kind == "linear" and len(call.outputs[0]) > 2):
                 continue  # tied or frozen weights, an attention's projections
             pair = self._pair(node, call) if node not in taken and calls[call.layer] == 1 else None
-            if pair is not None and calls[pair.second.meta[CALL].layer] == 1:
+            if pair is not None and all(calls[n.meta[CALL].layer] == 1 for n in pair.layers):
                 pairs.append(pair)
-                taken.update((pair.first, pair.second))
+                taken.update(pair.layers)
         if not pairs:
             return
 
@@ -90,29 +95,40 @@ class LinearCollapse(Rule):
         saving = context.prove("collapse", rewrite)
         saves = saving is not None and saving.parameters[1] < saving.parameters[0]
         first, second = pairs[0].first.meta[CALL], pairs[0].second.meta[CALL]
-        more = f" (and {len(pairs) - 1} more such pairs)" if len(pairs) > 1 else ""
+        more = f" (and {len(pairs) - 1} more such place{'s' * (len(pairs) > 2)})" if len(pairs) > 1 else ""
+        count = len(pairs[0].layers)
+        which = f"{first.layer} and {second.layer}" if count == 2 else f"{count} layers from {first.layer} to {second.layer}"
         yield context.finding(
-            f"{first.layer} and {second.layer} have nothing nonlinear between them: together they are one layer{more}",
-            [layer for pair in pairs for layer in (pair.first.meta[CALL].layer, pair.second.meta[CALL].layer)],
+            f"{which} have nothing nonlinear between them: together they are one layer{more}",
+            [node.meta[CALL].layer for pair in pairs for node in pair.layers],
             severity=None if saves else "info",
             saving=saving if saves else None,
-            evidence={"pairs": [[p.first.meta[CALL].layer, p.second.meta[CALL].layer] for p in pairs]},
+            evidence={"pairs": [[node.meta[CALL].layer for node in pair.layers] for pair in pairs]},
             suggestion="one layer in their place, or an activation between",
         )
 
     def _pair(self, node: Node, call: Call) -> _Pair | None:
         if call.kind not in ("conv", "linear") or len(node.users) != 1 or call.from_weights or node.op != "call_module":
             return None
-        reader, between = next(iter(node.users)), []
+        found = self._next(node)
+        if not found:
+            return None
+        *between, reader = found
         after: Call | None = reader.meta.get(CALL)
         if call.conv is not None and after is not None and after.op == "batch_norm" and len(reader.users) == 1:
-            between, reader = [reader], next(iter(reader.users))
+            between, reader = [*between, reader], next(iter(reader.users))
             after = reader.meta.get(CALL)
-        if after is None or reader.op != "call_module" or main_input(reader) is not (between or [node])[0]:
+        if after is None or reader.op != "call_module" or main_input(reader) is not (between or [node])[-1]:
             return None
         if call.linear is not None and after.linear is not None:
-            narrow = min(call.linear[0], after.linear[1])
-            return _Pair(node, (), reader) if call.linear[1] >= narrow else None
+            if call.linear[1] < min(call.linear[0], after.linear[1]):
+                return None
+            while (further := self._next(reader)) and further[-1].meta[CALL].linear is not None:
+                middle, last = reader.meta[CALL].linear, further[-1].meta[CALL].linear
+                if middle[1] < min(call.linear[0], last[1]) or further[-1].op != "call_module":
+                    break
+                between, reader = [*between, reader, *further[:-1]], further[-1]
+            return _Pair(node, tuple(between), reader)
         a, b = call.conv, after.conv
         if a is None or b is None or a.groups > 1 or b.groups > 1 or len(a.kernel) != len(b.kernel):
             return None
@@ -120,6 +136,19 @@ class LinearCollapse(Rule):
         if not any(pointwise) or a.out_channels < min(a.in_channels, b.out_channels) or self._behind_depthwise(node):
             return None
         return _Pair(node, tuple(between), reader)
+
+    def _next(self, node: Node) -> list[Node]:
+        """The only reader of a value, behind flattens that change nothing of a vector; [] where there are several."""
+        path: list[Node] = []
+        while len(node.users) == 1:
+            node = next(iter(node.users))
+            call: Call | None = node.meta.get(CALL)
+            if call is None:
+                return []
+            path.append(node)
+            if call.kind != "reshape" or call.inputs != call.outputs:
+                return path
+        return []
 
     def _behind_depthwise(self, node: Node) -> bool:
         """Whether the layer projects a depthwise convolution's output: MobileNetV2's linear bottleneck."""
@@ -141,6 +170,10 @@ class LinearCollapse(Rule):
         image = ((1, 8, 8, 8),)
         return [
             Example(lambda: nn.Sequential(nn.Linear(8, 64), nn.Linear(64, 8)), ((1, 8),), "Linear"),
+            Example(
+                lambda: nn.Sequential(nn.Linear(8, 64), nn.Flatten(), nn.Linear(64, 32), nn.Linear(32, 8)), ((1, 8),),
+                "three Linears, a flatten of a vector",
+            ),
             Example(lambda: nn.Sequential(nn.Conv2d(8, 64, 3), nn.Conv2d(64, 8, 1)), image, "conv"),
             Example(lambda: nn.Sequential(nn.Conv2d(8, 64, 1), nn.BatchNorm2d(64), nn.Conv2d(64, 8, 3)), image, "through a BatchNorm"),
             Example(lambda: nn.Sequential(nn.Conv2d(8, 64, 1), nn.ConvTranspose2d(64, 8, 4, 2, 1)), image, "transposed"),

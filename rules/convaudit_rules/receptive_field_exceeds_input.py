@@ -67,7 +67,7 @@ class ReceptiveFieldExceedsInput(Rule):
         if not idle:
             return
         share = sum(held[layer] for layer in idle) / max(1, sum(held.values()))
-        wide = {conv.call.layer for conv in context.backbone if max(conv.conv.kernel) > 1}
+        wide = {conv.call.layer for conv in context.backbone if max(conv.conv.kernel) > 1 and not conv.conv.depthwise}
         context_share = sum(held[k] for k in idle if k in wide) / max(1, sum(n for k, n in held.items() if k in wide))
         needed = [int(max(field[axis] for field in idle.values())) + 1 for axis in range(len(image))]
         loud = min(share, context_share) >= 0.5 and not context.inferred_input

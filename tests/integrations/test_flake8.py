@@ -51,6 +51,11 @@ def run(folder: Path, *command: str, given: str | None = None) -> subprocess.Com
     )  # fmt: skip
 
 
+def check(folder: Path, *targets: str) -> None:
+    done = run(folder, "-m", "convaudit", "check", *targets)
+    assert done.returncode == 1, done.stderr
+
+
 def flake8(folder: Path, *args: str, given: str | None = None) -> list[str]:
     """Where and what, without the words behind the code."""
     done = run(folder, "-m", "flake8", "--isolated", "--select", "CNV", *args, given=given)
@@ -60,7 +65,7 @@ def flake8(folder: Path, *args: str, given: str | None = None) -> list[str]:
 
 def test_kept_findings_are_shown_while_they_hold(folder: Path) -> None:
     assert flake8(folder, "net.py") == []
-    run(folder, "-m", "convaudit", "check", "net.py")
+    check(folder, "net.py")
     here = ["net.py:8:9: CNV101", "net.py:8:9: CNV103"]
 
     assert flake8(folder, "net.py") == here
@@ -78,7 +83,7 @@ def test_kept_findings_are_shown_while_they_hold(folder: Path) -> None:
 
 
 def test_the_words_say_what_is_saved(folder: Path) -> None:
-    run(folder, "-m", "convaudit", "check", ".")
+    check(folder, ".")
     line = run(folder, "-m", "flake8", "--isolated", "--select", "CNV101", "net.py").stdout
 
     assert line.startswith("net.py:8:9: CNV101 fc: Linear 16,384→512 reads a flattened 64×16×16 map: ")
@@ -88,17 +93,17 @@ def test_the_words_say_what_is_saved(folder: Path) -> None:
 def test_both_ways_of_suppressing_work(folder: Path) -> None:
     text = NET.replace("nn.Linear(64 * 16 * 16, width)", "nn.Linear(64 * 16 * 16, width)  # noqa: CNV101")
     (folder / "net.py").write_text(text)
-    run(folder, "-m", "convaudit", "check", "net.py")
+    check(folder, "net.py")
     assert flake8(folder, "net.py") == ["net.py:8:9: CNV103"]
 
     (folder / "net.py").write_text(text.replace("# noqa: CNV101", "# convaudit: ignore[CNV103, CNV404] old weights"))
-    run(folder, "-m", "convaudit", "check", "net.py")
+    check(folder, "net.py")
     assert flake8(folder, "net.py", "--convaudit-info") == ["net.py:8:9: CNV101", "net.py:8:9: CNV106"]  # no CNV003
 
 
 def test_a_finding_in_another_file_stands_at_the_model(folder: Path) -> None:
     (folder / "twice.py").write_text(MADE_ELSEWHERE)
-    run(folder, "-m", "convaudit", "check", ".")
+    check(folder, ".")
     done = run(folder, "-m", "flake8", "--isolated", "--select", "CNV101", "twice.py", "net.py")
 
     assert [line.partition(" ")[0] for line in done.stdout.splitlines()] == ["twice.py:5:1:"]
@@ -115,7 +120,7 @@ def test_other_files_are_left_alone(folder: Path, text: str) -> None:
 
 
 def test_neither_torch_nor_a_worker_is_needed(folder: Path) -> None:
-    run(folder, "-m", "convaudit", "check", "net.py")
+    check(folder, "net.py")
     code = (
         "import sys\nfrom flake8.main.cli import main\nstate = main(['--isolated', '-j1', '--select=CNV', 'net.py'])\n"
         "print(state, 'torch' in sys.modules, 'convaudit_rules' in sys.modules, 'jinja2' in sys.modules)"

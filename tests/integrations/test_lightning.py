@@ -56,8 +56,8 @@ def fit(module, *callbacks):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trainer = L.Trainer(
-            max_steps=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-            accelerator="cpu", default_root_dir="runs", callbacks=list(callbacks),
+            max_steps=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False, accelerator="cpu", default_root_dir="runs", callbacks=list(callbacks),
         )
         try:
             trainer.fit(module)
@@ -91,7 +91,8 @@ print(json.dumps(out))
 def fits(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], str]:
     pytest.importorskip("lightning")
     folder = tmp_path_factory.mktemp("fit")
-    done = subprocess.run([sys.executable, "-c", FIT, request.param], cwd=folder, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", FIT, request.param]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return folder, json.loads(done.stdout.splitlines()[-1]), request.param
 
@@ -132,7 +133,9 @@ def test_what_could_not_be_audited_is_said(fits: tuple[Path, dict[str, Any], str
     assert not (folder / "none").exists()
 
 
-@pytest.mark.parametrize("wrong", [{"fail_on": "always"}, {"formats": ["pdf"]}, {"selekt": ["CNV101"]}, {"ignore": ["CNV999"]}])
+@pytest.mark.parametrize(
+    "wrong", [{"fail_on": "always"}, {"formats": ["pdf"]}, {"selekt": ["CNV101"]}, {"ignore": ["CNV999"]}]
+)
 def test_wrong_arguments_are_named_at_once(wrong: dict[str, Any]) -> None:
     pytest.importorskip("lightning")
     from convaudit.errors import ConvauditError

@@ -41,7 +41,8 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     nbformat = pytest.importorskip("nbformat")
     pytest.importorskip("ipykernel")
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL)])
-    nbclient.NotebookClient(book, timeout=120, resources={"metadata": {"path": tmp_path_factory.mktemp("book")}}).execute()
+    where = {"metadata": {"path": tmp_path_factory.mktemp("book")}}
+    nbclient.NotebookClient(book, timeout=120, resources=where).execute()
     return dict(book.cells[0].outputs[-1]["data"])
 
 
@@ -78,7 +79,8 @@ def test_a_kernel_shows_totals_and_savings(shown: dict[str, str]) -> None:
     assert "warning CNV101 Linear 16,384→512" in text
     assert "parameters 8,396,042 → " in text
     assert "AuditResult(" in shown["text/plain"]
-    assert {tag for tag, _ in Tags(html).seen} <= {"div", "style", "b", "span", "ul", "li", "code", "details", "summary"}
+    tags = {tag for tag, _ in Tags(html).seen}
+    assert tags <= {"div", "style", "b", "span", "ul", "li", "code", "details", "summary"}
     style = html.partition("<style>")[2].partition("</style>")[0].strip()
     assert all(rule.startswith(".convaudit") for rule in style.splitlines())  # nothing of the page around it changes
 
