@@ -8,6 +8,7 @@ another version, not ours) makes it as good as absent. There is no pickle in it.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import platform
@@ -45,15 +46,20 @@ def folder() -> Path:
 
 def key_of(request: dict[str, Any]) -> str:
     """What a result depends on besides files: the request, the working directory, versions, installed packages."""
-    try:
-        torch = version("torch")
-    except PackageNotFoundError:
-        torch = ""
+    request = {name: value for name, value in request.items() if name != "memory_limit"}
     parts = [
-        SCHEMA_VERSION, __version__, torch, platform.python_version(), sys.executable, os.getcwd(),
+        SCHEMA_VERSION, __version__, _torch(), platform.python_version(), sys.prefix, os.getcwd(),
         os.environ.get("PYTHONPATH", ""), [_changed(path) for path in sys.path if path.endswith("-packages")], request,
     ]  # fmt: skip
     return hashlib.sha256(msgspec.json.encode(parts, enc_hook=str)).hexdigest()
+
+
+@functools.cache
+def _torch() -> str:
+    try:
+        return version("torch")
+    except PackageNotFoundError:
+        return ""
 
 
 def _changed(path: str) -> int:

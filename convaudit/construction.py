@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from collections.abc import Iterator
@@ -39,6 +40,15 @@ class ConstructionLines:
             frame = frame.f_back
         if library:
             self._made[id(module)] = (module, *library)
+
+    def defined(self, model: nn.Module, kind: type) -> None:
+        """Take the line of the class itself for a model that nobody's code constructed."""
+        try:
+            path, line = inspect.getsourcefile(kind), inspect.findsource(kind)[1] + 1
+        except (OSError, TypeError):  # made by exec, or in a notebook
+            return
+        if path is not None:
+            self._made.setdefault(id(model), (model, path, line))
 
     def named(self, model: nn.Module) -> dict[str, Location]:
         """Constructing line by qualified name; "" is the model's own."""

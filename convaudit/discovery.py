@@ -55,6 +55,18 @@ class SourceFile:
     definitions: dict[str, Definition] = field(default_factory=dict)
     imports: dict[str, tuple[int, str, str | None]] = field(default_factory=dict)
     """Local name → (relative level, module, name in it or None for the module itself)."""
+    stars: list[tuple[int, str]] = field(default_factory=list)
+    """(relative level, module) of each ``from module import *``."""
+
+    @functools.cached_property
+    def named(self) -> dict[str, list[tuple[Definition, str]]]:
+        """Definitions and the dotted names in them, by the last part of the name: what a Module class uses anywhere,
+        what others pass on as a value."""
+        found: dict[str, list[tuple[Definition, str]]] = {}
+        for definition in self.definitions.values():
+            for dotted in definition.uses if definition.kind == "class" else definition.passed:
+                found.setdefault(dotted.rpartition(".")[2], []).append((definition, dotted))
+        return found
 
 
 @dataclass
@@ -72,8 +84,11 @@ class Project:
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
-        self._parsed: dict[Path, SourceFile] = {}
+        self._parsed: dict[Path, SourceFile | None] = {}
+        self._resolved: dict[tuple[Path, str], Name | str | None] = {}
+        self._imported: dict[tuple[Path, int, str, str | None], tuple[Path | None, str]] = {}
         self._modules: dict[Name, bool] = {}
+        self._real = functools.cache(Path.resolve)
 
     @functools.cached_property
     def files(self) -> list[Path]:
@@ -92,27 +107,39 @@ class Project:
 
     def parse(self, path: Path) -> SourceFile:
         """The definitions of a file. Raises OSError, SyntaxError or ValueError."""
-        path = path.resolve()
-        if path not in self._parsed:
-            self._parsed[path] = _read(path)
-        return self._parsed[path]
+        path = self._real(path)
+        found = self._parsed.get(path)
+        if found is None:
+            found = self._parsed[path] = _read(path)
+        return found
 
     def _known(self, path: Path) -> SourceFile | None:
-        try:
-            return self.parse(path)
-        except (OSError, SyntaxError, ValueError, RecursionError):
-            return None
+        path = self._real(path)
+        if path not in self._parsed:
+            try:
+                self._parsed[path] = _read(path)
+            except (OSError, SyntaxError, ValueError, RecursionError):
+                self._parsed[path] = None
+        return self._parsed[path]
 
     def resolve(self, path: Path, dotted: str, depth: int = 0) -> Name | str | None:
         """Where a dotted name of a file is defined: (file, name), or the full dotted name of a library's."""
+        key = (self._real(path), dotted)
+        if key not in self._resolved:
+            self._resolved[key] = self._resolve(*key, depth)
+        return self._resolved[key]
+
+    def _resolve(self, path: Path, dotted: str, depth: int) -> Name | str | None:
         source = self._known(path)
         if source is None or depth > 8:
             return None
         head, _, rest = dotted.partition(".")
         if head in source.definitions and not rest:
-            return path.resolve(), head
+            return path, head
         if head not in source.imports:
-            return None
+            modules = (self._module_file(path, *star, None)[0] for star in source.stars)
+            found_in = (self.resolve(module, dotted, depth + 1) for module in modules if module is not None)
+            return next((where for where in found_in if isinstance(where, tuple)), None)
         level, module, name = source.imports[head]
         found, inner = self._module_file(path, level, module, name)
         wanted = ".".join(part for part in (inner, rest) if part)
@@ -122,6 +149,12 @@ class Project:
 
     def _module_file(self, path: Path, level: int, module: str, name: str | None) -> tuple[Path | None, str]:
         """The project's file of an import, and the name looked for in it."""
+        key = (path, level, module, name)
+        if key not in self._imported:
+            self._imported[key] = self._find_module(*key)
+        return self._imported[key]
+
+    def _find_module(self, path: Path, level: int, module: str, name: str | None) -> tuple[Path | None, str]:
         parts = [part for part in module.split(".") if part]
         folders = [path.parent, self.root] if not level else [Path(path.parent, *[".."] * (level - 1))]
         for folder in folders:
@@ -129,14 +162,14 @@ class Project:
                 base = Path(folder, *[str(part) for part in names])
                 for candidate in (base.with_suffix(".py"), base / "__init__.py"):
                     if names and candidate.is_file():
-                        return candidate.resolve(), inner
+                        return self._real(candidate), inner
                 if not names and (base / "__init__.py").is_file():
-                    return (base / "__init__.py").resolve(), inner
+                    return self._real(base / "__init__.py"), inner
         return None, name or ""
 
     def is_module(self, path: Path, name: str, depth: int = 0) -> bool:
         """Whether a class is an ``nn.Module``, through bases in other files of the project."""
-        key = (path.resolve(), name)
+        key = (self._real(path), name)
         if key not in self._modules:
             self._modules[key] = False  # a cycle is none
             source = self._known(path)
@@ -198,12 +231,9 @@ class Project:
         """Definitions that name this one: Module classes anywhere in their body, functions as a value they pass on."""
         for user in dict.fromkeys([key[0], *self._mentions(key[1])]):
             source = self._known(user)
-            for definition in source.definitions.values() if source else ():
-                module = definition.kind == "class" and self.is_module(user, definition.name)
-                inside = definition.uses if module else definition.passed
-                if (user, definition.name) != key and any(
-                    dotted.rpartition(".")[2] == key[1] and self.resolve(user, dotted) == key for dotted in inside
-                ):
+            for definition, dotted in source.named.get(key[1], ()) if source else ():
+                module = definition.kind != "class" or self.is_module(user, definition.name)
+                if module and (user, definition.name) != key and self.resolve(user, dotted) == key:
                     yield user, definition
 
     def makers(self, key: Name) -> list[Name]:
@@ -254,7 +284,7 @@ class Project:
         classes = [d for d in source.definitions.values() if d.kind == "class" and self.is_module(path, d.name)]
         names: list[str] = []
         for definition in source.definitions.values():
-            key, spelled = (path.resolve(), definition.name), f"{shown}:{definition.name}"
+            key, spelled = (self._real(path), definition.name), f"{shown}:{definition.name}"
             if definition.kind != "class":
                 given, of = self.makes(path, definition)
                 if (given and configured(spelled)) or (given and _offers(definition) and not self.is_part(key) and (of is None or self.required(*of))):
@@ -326,7 +356,10 @@ def _read(path: Path) -> SourceFile:
                 source.imports[name] = (0, alias.name if alias.asname else name, None)
         elif isinstance(node, ast.ImportFrom):
             for alias in node.names:
-                source.imports[alias.asname or alias.name] = (node.level, node.module or "", alias.name)
+                if alias.name == "*":
+                    source.stars.append((node.level, node.module or ""))
+                else:
+                    source.imports[alias.asname or alias.name] = (node.level, node.module or "", alias.name)
         elif isinstance(node, ast.ClassDef):
             uses, passed = _names(node)
             bases = tuple(filter(None, map(_dotted, node.bases)))

@@ -155,7 +155,10 @@ def _from_module(module: Any, name: str, target: str, path: Path, configured: di
     if not callable(found):
         raise TargetError("construct", f"{target}: {bare} is a {type(found).__name__}, not a model", kind="TypeError")
     maker: Callable[..., Any] = found
-    return _construct(lambda: maker(*args, **kwargs), path, target)
+    built = _construct(lambda: maker(*args, **kwargs), path, target)
+    if isinstance(found, type):
+        built.lines.defined(built.model, found)
+    return built
 
 
 def _literals(call: str, target: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
