@@ -115,7 +115,8 @@ def record(
             recorder, tracer = on_cpu, "recorded-cpu"
             notes.append(f"traced on stand-in values on the CPU: {asked}")
         except TargetError as error:
-            if not recorder.weighted() or on_cpu.made_up_branch is None:
+            refused = on_cpu.failed_at is not None and type(on_cpu.failed_at[1]) in LEAVES
+            if refused or not recorder.weighted():  # a plain layer refuses its input whatever the values are
                 raise
             tracer, problem = "recorded", f"the forward pass stopped: {asked}; on stand-in values {error}"
             recorder.graph.output(())
