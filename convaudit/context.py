@@ -121,11 +121,6 @@ class Context:
         channels_last = rank >= 4 and self.image is not None and self.layouts[self.image][-1] == {"C"}
         return tuple(range(1, rank - 1) if channels_last else range(2, rank))
 
-    @property
-    def inferred_input(self) -> bool:
-        """Whether the input was guessed: what depends on its size is then at most info."""
-        return any(info.source == "inferred" for info in self.graph.inputs)
-
     def positions(self, node: Node) -> int:
         """Number of spatial positions of a node's value."""
         return topology.positions(node, self.layouts.get(node, ()))

@@ -102,7 +102,11 @@ def run_rules(graph: LayerGraph, example: Any, target: str, settings: AuditSetti
             found = list(rule.check(context))
         except Exception as error:  # noqa: BLE001 - a rule, perhaps a stranger's, may raise anything; it is named
             found = [_broken(code, rule, context, error)]
+        assumed = _assumed(graph) if rule_class.needs_input_size else None
         for finding in found:
+            if assumed:
+                finding.severity = "info"
+                finding.message += f" (at the assumed {assumed}; give --input)"
             override = settings.severity.get(code)
             if override:
                 finding.severity = override
@@ -110,6 +114,12 @@ def run_rules(graph: LayerGraph, example: Any, target: str, settings: AuditSetti
                 finding.severity = "info"
         findings += found
     return sorted(findings, key=lambda f: (-SEVERITIES.index(f.severity), -_saved(f), f.rule))
+
+
+def _assumed(graph: LayerGraph) -> str | None:
+    """The input's size, where nobody gave it."""
+    guessed = next((info for info in graph.inputs if info.source == "inferred"), None)
+    return "×".join(map(str, guessed.shape[2:] or guessed.shape)) if guessed else None
 
 
 def _broken(code: str, rule: Any, context: Context, error: Exception) -> Finding:

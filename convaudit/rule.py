@@ -51,6 +51,8 @@ class Rule:
     options: ClassVar[type[Options]] = Options
     needs_complete: ClassVar[bool] = False
     """True where what a partial trace left out could change the answer: the rule is then not asked."""
+    needs_input_size: ClassVar[bool] = False
+    """True where the answer depends on the input's size: at most info where that was assumed."""
     needs_shapes: ClassVar[bool] = True
     """False where it can speak about a symbolic trace too, which has layers and parameters and nothing else."""
 

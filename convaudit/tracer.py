@@ -631,10 +631,10 @@ class _Recorder(TorchFunctionMode):
         return node
 
     def weights_of(self, owner: str) -> int:
-        """How many matrices or kernels a module holds itself; a weight-normed one is made of two."""
+        """How many matrices or kernels a module holds itself; a gain for each output is none."""
         if not self._weights:
             for name, value in self.attributes.values():
-                if isinstance(value, nn.Parameter) and value.dim() > 1 and not name.endswith(("_g", "_u")):
+                if isinstance(value, nn.Parameter) and value.dim() > 1 and value[0].numel() > 1:
                     parent = name.rpartition(".")[0]
                     self._weights[parent] = self._weights.get(parent, 0) + 1
         return self._weights.get(owner, 0)

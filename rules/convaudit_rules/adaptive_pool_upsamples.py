@@ -41,6 +41,7 @@ class AdaptivePoolUpsamples(Rule):
 
     code = "CNV210"
     name = "adaptive-pool-upsamples"
+    needs_input_size = True
     changes_state_dict = True
 
     def check(self, context: Context) -> Iterator[Finding]:
@@ -65,7 +66,7 @@ class AdaptivePoolUpsamples(Rule):
                 f"{call.label} makes {'×'.join(map(str, after))} of {'×'.join(map(str, before))}: "
                 f"{prod(after) // max(1, prod(before))} copies of each value, and {readers[0].call.layer} pays for each",
                 [call.layer],
-                severity="info" if context.inferred_input or not saves else None,
+                severity=None if saves else "info",
                 saving=saving if saves else None,
                 evidence={"before": list(before), "after": list(after), "reader": readers[0].call.layer},
                 suggestion="pool to the size there is, or give a larger input",

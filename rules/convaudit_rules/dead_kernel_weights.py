@@ -41,6 +41,7 @@ class DeadKernelWeights(Rule):
 
     code = "CNV207"
     name = "dead-kernel-weights"
+    needs_input_size = True
     changes_state_dict = True
     needs_complete = True
 
@@ -73,7 +74,6 @@ class DeadKernelWeights(Rule):
             f"{total:,} kernel weights ({total / totals.parameters:.1%} of the parameters) in {len(dead)} "
             f"layer{'s' * (len(dead) > 1)} only ever meet zero padding at this input size",
             layers,
-            severity="info" if context.inferred_input else None,
             evidence={"dead_weights": dead, "share": total / totals.parameters},
             suggestion="downsample less, or use smaller kernels where the map is that small",
         )

@@ -96,7 +96,8 @@ class GiantFlattenedLinear(Rule):
             saving=best.saving if saves else None,
             alternatives=[other] if other.saving and min(layer.spatial) > 2 else [],
             evidence={"weights": weights, "share": share, "map": [layer.channels, *layer.spatial]},
-            suggestion="pool the map globally before the Linear; an embedding may keep position with a depthwise global conv",
+            suggestion="pool the map globally before the Linear"
+            + "; an embedding may keep position with a depthwise global conv" * (layer.is_head and layer.out_features >= 128),
         )
 
     @classmethod

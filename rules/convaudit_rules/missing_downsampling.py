@@ -38,6 +38,7 @@ class MissingDownsampling(Rule):
 
     code = "CNV408"
     name = "missing-downsampling"
+    needs_input_size = True
     changes_state_dict = False
     needs_complete = True
 
@@ -62,7 +63,6 @@ class MissingDownsampling(Rule):
         yield context.finding(
             f"{share:.0%} of the MACs run at the input's full {'×'.join(map(str, image))}",
             list(dict.fromkeys([largest.call.layer, *(conv.call.layer for conv in full)])),
-            severity="info" if context.inferred_input else None,
             evidence={"share": share, "macs_by_resolution": by_size},
             suggestion="a stride or a pooling after the first layers",
         )

@@ -41,6 +41,7 @@ class ReceptiveFieldExceedsInput(Rule):
     code = "CNV206"
     name = "receptive-field-exceeds-input"
     severity = "info"
+    needs_input_size = True
     changes_state_dict = True
     needs_complete = True
 
@@ -70,7 +71,7 @@ class ReceptiveFieldExceedsInput(Rule):
         wide = {conv.call.layer for conv in context.backbone if max(conv.conv.kernel) > 1 and not conv.conv.depthwise}
         context_share = sum(held[k] for k in idle if k in wide) / max(1, sum(n for k, n in held.items() if k in wide))
         needed = [int(max(field[axis] for field in idle.values())) + 1 for axis in range(len(image))]
-        loud = min(share, context_share) >= 0.5 and not context.inferred_input
+        loud = min(share, context_share) >= 0.5
         yield context.finding(
             f"{len(idle)} convolution{'s' * (len(idle) > 1)} with {share:.0%} of the backbone's conv parameters read maps "
             f"that have seen all of {'×'.join(map(str, image))} already; all are productive from {'×'.join(map(str, needed))}",

@@ -45,6 +45,7 @@ class ReceptiveFieldTooSmall(Rule):
 
     code = "CNV205"
     name = "receptive-field-too-small"
+    needs_input_size = True
     changes_state_dict = True
     needs_complete = True
 
@@ -71,7 +72,6 @@ class ReceptiveFieldTooSmall(Rule):
         yield context.finding(
             f"each position of the last map sees {seen} of {'×'.join(map(str, image))} pixels before it is pooled globally",
             [last[-1].call.layer],
-            severity="info" if context.inferred_input else None,
             evidence={"receptive_field": [int(extent) for extent in field.large], "input": list(image)},
             suggestion="another stage behind a stride, or dilation, before the pooling",
         )
