@@ -17,7 +17,7 @@ from convaudit.errors import UsageError
 from convaudit.paths import target_key
 from convaudit.pool import Answer, Pool
 from convaudit.result import AuditResult, assemble
-from convaudit.settings import CONVENTIONS, AuditSettings, find_settings, read_settings
+from convaudit.settings import CONVENTIONS, INPUT_FORM, AuditSettings, find_settings, is_input, read_settings
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -88,7 +88,8 @@ class Run:
 
     def __init__(self, targets: list[str], settings: AuditSettings, options: dict[str, Any]) -> None:
         for spec in options.get("inputs") or ():
-            _check_input(spec)
+            if not is_input(spec):
+                raise UsageError(f"--input {spec!r} is not {INPUT_FORM}")
         self.timeout = float(options.get("timeout") or 60.0)
         self.baseline = _baseline(settings, options)
         self.requests = [self._request(target, settings, options) for target in targets]
@@ -164,10 +165,3 @@ def ask(pool: Pool, requests: list[dict[str, Any]], timeout: float) -> list[Answ
             task = progress.add_task("auditing", total=len(requests))
             return pool.run(requests, timeout, lambda _: progress.advance(task))
     return pool.run(requests, timeout, lambda _: None)
-
-
-def _check_input(spec: str) -> None:
-    import re
-
-    if not re.fullmatch(r"(?:[A-Za-z_]\w*:)?(?:\(\)|\d+(?:,\d+)*)(?::[a-z][a-z0-9]*)?", spec.replace(" ", "")):
-        raise UsageError(f"--input {spec!r} is not [NAME:]SHAPE[:DTYPE], such as 1,3,224,224 or mask:1,1,224,224:bool")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import re
 import sys
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -22,8 +23,24 @@ else:
 
 FAIL_ON = ("error", "warning", "info", "never")
 CONVENTIONS = ("fvcore", "two-per-mac")
+INPUT_FORM = "[NAME:]SHAPE[:DTYPE], such as 1,3,224,224 or mask:1,1,224,224:bool"
 INTERNAL = ("here", "root", "reference")
 """Fields of :class:`AuditSettings` that are no keys of a settings file."""
+
+
+def is_input(spec: str) -> bool:
+    """Whether a text has the form of ``--input``."""
+    return bool(re.fullmatch(r"(?:[A-Za-z_]\w*:)?(?:\(\)|\d+(?:,\d+)*)(?::[a-z][a-z0-9]*)?", spec.replace(" ", "")))
+
+
+def _check_input(value: Any, where: str) -> None:
+    named = isinstance(value, dict)
+    specs = list(value.values()) if named else [value] if isinstance(value, str) else value
+    if not isinstance(specs, list) or not specs or not all(isinstance(spec, str) for spec in specs):
+        raise SettingsError(f"{where}: input must be a string, a list of strings or a table of strings, not {value!r}")
+    for spec in specs:
+        if not is_input(spec):
+            raise SettingsError(f"{where}: input {spec!r} is not {INPUT_FORM}")
 
 
 @dataclass
@@ -137,6 +154,9 @@ class AuditSettings:
         ):
             if value not in allowed:
                 raise SettingsError(f"{where}: {key} is one of {', '.join(allowed)}, not {value!r}")
+        for given in (self.input, *(table.input for table in self.target)):
+            if given is not None:
+                _check_input(given, where)
         tables = [table.ignore_layers for table in self.target]
         for key, table in [("ignore-layers", t) for t in tables] + [("per-file-ignores", self.per_file_ignores)]:
             for name, values in table.items():

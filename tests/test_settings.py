@@ -116,6 +116,8 @@ def test_input_from_a_file(folder: Path) -> None:
         ({"selct": []}, "unknown setting 'selct'; did you mean 'select'?"),
         ({"select": "CNV101"}, "select must be list, not str"),
         ({"fail-on": "warnings"}, "fail-on is one of"),
+        ({"input": 3}, "input must be a string, a list of strings or a table of strings, not 3"),
+        ({"target": [{"input": ["1x3"]}]}, "input '1x3' is not [NAME:]SHAPE[:DTYPE]"),
         ({"rule-set": "2025.01"}, "rule-set is one of 2026.11"),
         ({"target": [{"budget": {"params": "5 apples"}}]}, "budget params: '5 apples' is neither a number"),
         ({"per-file-ignores": {"a.py": "CNV101"}}, "per-file-ignores.a.py must be a list"),
