@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch.fx import Node
 
     from convaudit.context import Context
+    from convaudit.graph import Call
     from convaudit.result import Finding
 
 
@@ -119,35 +120,21 @@ class NonPowerOfTwoWidth(Rule):
                 if user in seen or call is None:
                     continue
                 seen.add(user)
-                if call.op in (
-                    "cat",
-                    "stack",
-                    "chunk",
-                    "split",
-                    "getitem",
-                    "pixel_shuffle",
-                    "narrow",
-                    "unbind",
-                    "tensor_split",
-                ):
+                if call.op in _CUTTING and not _crops(call):
                     return True
-                if call.kind in (
-                    "activation",
-                    "norm",
-                    "dropout",
-                    "elementwise",
-                    "reduce",
-                    "pool",
-                    "reshape",
-                    "upsample",
-                ):
+                if call.kind in _KEEPING or _crops(call):
                     queue.append(user)
         return False
 
     @classmethod
     def bad(cls) -> list[Example]:
-        """A convolution of width 100; a hidden Linear of width 300; a policy of eights."""
+        """A convolution of width 100; a hidden Linear of width 300; a causal convolution; a policy of eights."""
+        import torch
         from torch import nn
+
+        class Crop(nn.Module):
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return x[:, :, :-2]
 
         head = [nn.Flatten(), nn.Linear(8 * 900, 300), nn.ReLU(), nn.Linear(300, 10)]
         image = ((1, 3, 32, 32),)
@@ -155,6 +142,10 @@ class NonPowerOfTwoWidth(Rule):
         return [
             Example(lambda: nn.Sequential(nn.Conv2d(3, 100, 3), nn.ReLU(), nn.Conv2d(100, 10, 1)), image, "conv"),
             Example(lambda: nn.Sequential(nn.Conv2d(3, 8, 3), *head), image, "hidden Linear"),
+            Example(
+                lambda: nn.Sequential(nn.Conv1d(3, 100, 3, padding=2), Crop(), nn.Conv1d(100, 8, 1)), ((1, 3, 32),),
+                "cropped along time",
+            ),
             Example(
                 lambda: nn.Sequential(nn.Conv2d(3, 100, 3), nn.Conv2d(100, 10, 1)), image, "no multiple of 8", eights
             ),
@@ -234,3 +225,15 @@ class NonPowerOfTwoWidth(Rule):
             ),
             Example(lambda: nn.Sequential(nn.Conv2d(3, 96, 3), nn.Conv2d(96, 10, 1)), image, "a multiple of 8", eights),
         ]  # fmt: skip
+
+
+_CUTTING = ("cat", "stack", "chunk", "split", "getitem", "pixel_shuffle", "narrow", "unbind", "tensor_split")
+_KEEPING = ("activation", "norm", "dropout", "elementwise", "reduce", "pool", "reshape", "upsample")
+
+
+def _crops(call: Call) -> bool:
+    """Whether a slice leaves the channels as they are: it takes positions off, as a causal convolution's does."""
+    if call.op not in ("getitem", "narrow") or len(call.inputs) != 1 or len(call.outputs) != 1:
+        return False
+    before, after = call.inputs[0], call.outputs[0]
+    return len(before) == len(after) > 2 and before[1] == after[1]
