@@ -16,14 +16,14 @@ class Footprint:
 
     def __init__(self) -> None:
         self._modules = set(sys.modules)
-        self._path = list(sys.path)
+        self._path, self._folder, self._environment = list(sys.path), os.getcwd(), dict(os.environ)
         self._opened: set[str] = set()
         self._watching = False
         sys.addaudithook(self._notice)
 
     def _notice(self, event: str, args: tuple[Any, ...]) -> None:
         if event == "open" and self._watching and isinstance(args[0], str) and not _written(args[1], args[2]):
-            self._opened.add(args[0])
+            self._opened.add(os.path.abspath(args[0]))  # relative to where the code is now
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
@@ -37,7 +37,7 @@ class Footprint:
 
     def sources(self) -> list[str]:
         """The files read, those of the imported modules (convaudit's own where it is not installed), and their folders."""
-        files = {os.path.abspath(path) for path in self._opened if "__pycache__" not in path}
+        files = {path for path in self._opened if "__pycache__" not in path}
         files |= {
             os.path.abspath(file)
             for name, module in list(sys.modules.items())
@@ -48,8 +48,17 @@ class Footprint:
         return sorted(mine | {os.path.dirname(path) for path in mine})
 
     def forget(self) -> None:
-        """Drop the modules that came from outside of installed packages, and restore ``sys.path``."""
+        """Drop the modules that came from outside of installed packages; put back ``sys.path``, the working directory,
+        the environment and torch's defaults."""
+        import torch
+
         sys.path[:] = self._path
+        os.chdir(self._folder)
+        os.environ.clear()
+        os.environ.update(self._environment)
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+        torch.set_grad_enabled(True)
         for name in set(sys.modules) - self._modules:
             file = getattr(sys.modules[name], "__file__", None) or ""
             if file and not _installed(file) and not name.partition(".")[0].startswith("convaudit"):

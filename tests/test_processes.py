@@ -153,3 +153,19 @@ def test_accelerators_that_are_not_there_are_answered(folder: Path) -> None:
     out, _ = start(folder, "gpu.py:Net", "gpu.py:net", "--format", "json").communicate(timeout=120)
 
     assert [(t["status"], t["totals"]["parameters"]) for t in json.loads(out)["targets"]] == [("ok", 260)] * 2
+
+
+def test_a_target_leaves_nothing_to_the_next(folder: Path) -> None:
+    (folder / "elsewhere").mkdir()
+    (folder / "messy.py").write_text(
+        "import os, sys, torch\nos.chdir('elsewhere')\nos.environ['LEFT'] = 'yes'\nsys.path.insert(0, '/nowhere')\n"
+        "torch.set_default_dtype(torch.float64)\ntorch.set_grad_enabled(False)\n" + NETS
+    )
+    (folder / "tidy.py").write_text(
+        NETS + "assert 'LEFT' not in os.environ\nassert os.path.exists('messy.py')\n"
+    )
+    out, errors = start(folder, "messy.py:Net", "tidy.py:Net", "--format", "json").communicate(timeout=120)
+    after = json.loads(out)["targets"][1]
+
+    assert after["status"] == "ok", errors
+    assert after["layers"][0]["dtype"] == "float32"

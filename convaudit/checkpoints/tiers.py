@@ -1,0 +1,148 @@
+"""The four tiers of what a pickle names, as data (RULES.md, CNV6xx).
+
+``tensors`` is what torch 2.13's weights_only loader allows by default (``torch/_weights_only_unpickler.py``,
+``_get_allowed_globals``). Everything else of the standard library, torch and numpy is ``code`` unless it is named here.
+"""
+
+from __future__ import annotations
+
+import sys
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from typing import Literal
+
+Tier = Literal["tensors", "plain data", "classes", "code"]
+TIERS: tuple[Tier, ...] = ("tensors", "plain data", "classes", "code")
+
+_KINDS = "BFloat16 Bool Byte Char Double Float Half Int Long Short"
+_STORAGES = f"{_KINDS} ComplexDouble ComplexFloat QInt32 QInt8 QUInt2x4 QUInt4x2 QUInt8".split()
+_SPARSE = "BFloat16 Byte Char Double Float Half Int Long Short".split()
+_DTYPES = (
+    "bfloat16 bits16 bits1x8 bits2x4 bits4x2 bits8 bool complex128 complex32 complex64 float16 float32 float4_e2m1fn_x2 "
+    "float64 float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz float8_e8m0fnu int1 int16 int2 int3 int32 int4 "
+    "int5 int6 int64 int7 int8 qint32 qint8 quint2x4 quint4x2 quint8 uint1 uint16 uint2 uint3 uint32 uint4 uint5 uint6 "
+    "uint64 uint7 uint8"
+).split()
+_REBUILDERS = (
+    "_rebuild_device_tensor_from_cpu_tensor _rebuild_device_tensor_from_numpy _rebuild_meta_tensor_no_storage "
+    "_rebuild_nested_tensor _rebuild_parameter _rebuild_parameter_with_state _rebuild_qtensor _rebuild_sparse_tensor "
+    "_rebuild_tensor _rebuild_tensor_v2 _rebuild_tensor_v3 _rebuild_wrapper_subclass"
+).split()
+_QSCHEMES = (
+    "per_channel_affine per_channel_affine_float_qparams per_channel_symmetric per_tensor_affine per_tensor_symmetric"
+).split()
+
+TENSORS: frozenset[tuple[str, str]] = frozenset(
+    [
+        ("_codecs", "encode"), ("builtins", "bytearray"), ("builtins", "complex"), ("builtins", "set"),
+        ("collections", "Counter"), ("collections", "OrderedDict"), ("torch", "Size"), ("torch", "Tensor"),
+        ("torch", "device"), ("torch._tensor", "_rebuild_from_type_v2"), ("torch.nn.parameter", "Parameter"),
+        ("torch.serialization", "_get_layout"), ("torch.storage", "TypedStorage"), ("torch.storage", "UntypedStorage"),
+        *(("torch", f"{kind}Storage") for kind in _STORAGES),
+        *(("torch.cuda", f"{kind}Storage") for kind in _STORAGES if not kind.startswith("Q")),
+        *((module, f"{kind}Tensor") for kind in _KINDS.split() for module in ("torch", "torch.cuda")),
+        *((module, f"{kind}Tensor") for kind in _SPARSE for module in ("torch.sparse", "torch.cuda.sparse")),
+        *(("torch", name) for name in [*_DTYPES, *_QSCHEMES]),
+        *(("torch._utils", name) for name in _REBUILDERS),
+    ]
+)  # fmt: skip
+
+_PLAIN_BY_MODULE = {
+    "numpy": "ndarray dtype bool_ bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 "
+    "longdouble complex64 complex128 str_ bytes_ void datetime64 timedelta64 intc uintc longlong ulonglong",
+    "numpy.core.multiarray": "_reconstruct scalar",
+    "numpy._core.multiarray": "_reconstruct scalar",
+    "numpy.core.numeric": "_frombuffer",
+    "numpy._core.numeric": "_frombuffer",
+    "numpy.random._pickle": "__randomstate_ctor __bit_generator_ctor __generator_ctor",
+    "numpy.random._mt19937": "MT19937",
+    "numpy.random._pcg64": "PCG64 PCG64DXSM",
+    "numpy.random._philox": "Philox",
+    "numpy.random._sfc64": "SFC64",
+    "numpy.random.bit_generator": "SeedSequence __pyx_unpickle_SeedSequence",
+    "argparse": "Namespace",
+    "pathlib": "Path PosixPath WindowsPath PurePath PurePosixPath PureWindowsPath",
+    "pathlib._local": "Path PosixPath WindowsPath PurePath PurePosixPath PureWindowsPath",
+    "collections": "defaultdict deque",
+    "datetime": "date datetime time timedelta timezone",
+    "builtins": "slice range frozenset list dict tuple int float str bytes bool object",
+    "copyreg": "_reconstructor",
+    "types": "SimpleNamespace",
+    "typing": "Any",
+    "torch.torch_version": "TorchVersion",
+    "torch.jit._pickle": "build_intlist build_tensorlist build_doublelist build_boollist build_tensor_from_id "
+    "restore_type_tag",
+    "omegaconf.dictconfig": "DictConfig",
+    "omegaconf.listconfig": "ListConfig",
+    "omegaconf.base": "ContainerMetadata Metadata",
+    "omegaconf.nodes": "AnyNode BooleanNode BytesNode EnumNode FloatNode IntegerNode PathNode StringNode ValueNode",
+    "pytorch_lightning.utilities.parsing": "AttributeDict",
+    "lightning.pytorch.utilities.parsing": "AttributeDict",
+    "lightning_fabric.utilities.data": "AttributeDict",
+    "lightning.fabric.utilities.data": "AttributeDict",
+    "yacs.config": "CfgNode",
+    "fvcore.common.config": "CfgNode",
+}
+PLAIN: frozenset[tuple[str, str]] = frozenset(
+    (module, name) for module, names in _PLAIN_BY_MODULE.items() for name in names.split()
+)
+"""Data that weights_only refuses by default. ``copyreg._reconstructor`` calls only what is listed beside it."""
+
+_CLASS_MODULES = ("torch.nn.modules.", "torch.optim.")
+_ACTIVATIONS = frozenset("relu relu6 gelu silu mish elu selu celu leaky_relu softplus hardswish hardtanh tanh sigmoid".split())
+"""Functions of ``torch.nn.functional`` that whole modules keep as attributes."""
+
+GADGETS: frozenset[str] = frozenset(
+    "pip setuptools pkg_resources joblib cloudpickle dill _pytest pytest py nose IPython ipykernel jsonpickle fickling numba "
+    "cffi pexpect ptyprocess plumbum sh invoke fabric paramiko asyncssh psutil sympy numexpr pydoc2 ansible _distutils_hack "
+    "distutils wheel ray dask fsspec".split()
+)
+"""Top-level third-party packages that run what they are given."""
+_GADGET_NAMES = frozenset(
+    [
+        ("pandas", "read_pickle"), ("pandas", "eval"), ("pandas.io.pickle", "read_pickle"), ("pandas.core.computation.eval", "eval"),
+        ("yaml", "load"), ("yaml", "unsafe_load"), ("yaml", "full_load"), ("django.utils.module_loading", "import_string"),
+        ("werkzeug.utils", "import_string"), ("pydoc", "locate"), ("hydra.utils", "instantiate"), ("hydra.utils", "call"),
+        ("hydra._internal.instantiate._instantiate2", "instantiate"), ("transformers.dynamic_module_utils", "get_class_from_dynamic_module"),
+        ("keras.models", "load_model"), ("tensorflow.python.keras.saving.save", "load_model"),
+        ("omegaconf._utils", "_get_class"), ("lightning_utilities.core.imports", "module_available"),
+    ]
+)  # fmt: skip
+_STANDARD: frozenset[str] = frozenset(sys.stdlib_module_names) | frozenset(
+    "__builtin__ commands popen2 cPickle copy_reg urllib2 urlparse imp distutils asyncore asynchat smtpd cgi cgitb pipes "
+    "crypt nis spwd telnetlib uu xdrlib aifc audioop chunk imghdr msilib nntplib ossaudiodev sndhdr sunau mailcap lib2to3 "
+    "test nt posix os2 mac riscos _winapi execfile _testcapi _testinternalcapi".split()
+)
+
+
+def tier_of(module: str, name: str) -> tuple[Tier, str, str]:
+    """The tier of a global, and its module and name as Python 3 spells them (pickle's own mapping of Python 2 names)."""
+    if (module, name) in NAME_MAPPING:
+        module, name = NAME_MAPPING[module, name]
+    elif module in IMPORT_MAPPING:
+        module = IMPORT_MAPPING[module]
+    return _tier(module, name), module, name
+
+
+def _tier(module: str, name: str) -> Tier:
+    if (module, name) in TENSORS:
+        return "tensors"
+    if (module, name) in PLAIN:
+        return "plain data"
+    if not name.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
+        return "code"  # dotted names walk through attributes; the rest is no name at all
+    top = module.partition(".")[0]
+    if module == "numpy.dtypes" and name.endswith("DType"):
+        return "plain data"
+    if module.startswith(_CLASS_MODULES) and name[:1].isupper():
+        return "classes"
+    if module == "torch.nn.functional" and name in _ACTIVATIONS:
+        return "classes"
+    if (module, name) == ("torch._C._nn", "gelu"):
+        return "classes"
+    if top == "__main__" or top == "__torch__":
+        return "classes"
+    if top in _STANDARD or top in ("torch", "numpy") or top in GADGETS or (module, name) in _GADGET_NAMES:
+        return "code"
+    if name.startswith("__"):
+        return "code"  # __import__, __builtins__ and the like, reached through a module of any name
+    return "classes"
