@@ -6,6 +6,7 @@ target. A saved JSON result (``-o result.json``) serves as well. Nothing in it d
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -14,6 +15,8 @@ from convaudit.errors import SettingsError
 from convaudit.result import AuditResult, TargetResult
 
 SCHEMA_VERSION = 1
+Ran = Callable[[TargetResult, str], bool]
+"""Whether a rule, by its code, could speak about a target."""
 NEVER_ACCEPTED = frozenset({"CNV001", "CNV002", "CNV003", "CNV503"})
 """The audit's own words, and budgets: a budget that may be passed is raised, not accepted."""
 
@@ -50,6 +53,14 @@ class Baseline(msgspec.Struct, forbid_unknown_fields=True):
             "checkpoint-bytes": found.state_dict_bytes,
         }  # fmt: skip
         return {name: figure for name, figure in named.items() if figure is not None}
+
+
+def is_result(path: Path) -> bool:
+    """Whether a file holds a saved JSON result, which is not to be written over with a baseline."""
+    try:
+        return "targets" in msgspec.json.decode(path.read_bytes(), type=dict[str, msgspec.Raw])
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
 
 
 def read(path: Path) -> Baseline:
@@ -104,19 +115,27 @@ def write(path: Path, baseline: Baseline) -> None:
     output.write(path, msgspec.json.format(msgspec.json.encode(baseline), indent=2).decode() + "\n")
 
 
-def updated(old: Baseline, targets: list[TargetResult]) -> Baseline:
-    """``old`` with the targets of this run replaced; those that were not audited stay as they are."""
+def updated(old: Baseline, targets: list[TargetResult], ran: Ran) -> Baseline:
+    """``old`` with the targets of this run replaced; targets that were not audited, and the entries of rules that did
+    not run, stay as they are."""
     new = of(targets)
+    for target in targets:
+        if target.status != "failed":
+            kept = [entry for entry in old.findings.get(target.key, []) if not ran(target, entry.rule)]
+            new.findings[target.key] += kept
     return Baseline(findings={**old.findings, **new.findings}, totals={**old.totals, **new.totals})
 
 
-def pruned(old: Baseline, targets: list[TargetResult]) -> Baseline:
-    """``old`` without the entries that the targets of this run no longer have; nothing new is accepted."""
+def pruned(old: Baseline, targets: list[TargetResult], ran: Ran) -> Baseline:
+    """``old`` without the entries that the targets of this run no longer have; nothing new is accepted, and entries of
+    rules that did not run stay."""
     findings = dict(old.findings)
     for target in targets:
         if target.status != "failed" and target.key in findings:
             matched = {f.fingerprint for f in target.findings}
-            findings[target.key] = [e for e in findings[target.key] if e.fingerprint in matched]
+            findings[target.key] = [
+                e for e in findings[target.key] if e.fingerprint in matched or not ran(target, e.rule)
+            ]
     return Baseline(findings=findings, totals=old.totals)
 
 

@@ -2,7 +2,8 @@
 
 One file of JSON behind its checksum for each target and way of auditing it, in the user's own cache folder: a checkout cannot bring answers
 of its own. An entry holds while every file that the audit read, outside of installed packages, has the same content,
-its folder lists the same Python files, and the environment is the same. Anything else about an entry (truncated, of
+its folder lists the same Python files, folders that its code listed hold the same names, and the installed packages are
+the same. Environment variables and ``os.path.exists`` are not seen: ``--no-cache`` is for code that asks them. Anything else about an entry (truncated, of
 another version, not ours) makes it as good as absent. There is no pickle in it.
 """
 
@@ -12,7 +13,7 @@ import functools
 import hashlib
 import os
 import platform
-import shutil
+import re
 import sys
 import tempfile
 from importlib.metadata import PackageNotFoundError, version
@@ -24,6 +25,8 @@ import msgspec
 from convaudit import __version__
 from convaudit.result import SCHEMA_VERSION, TargetResult
 
+_STARTED_IN = os.getcwd()
+
 
 class Entry(msgspec.Struct):
     """A result and what it rests on."""
@@ -31,7 +34,7 @@ class Entry(msgspec.Struct):
     key: str
     sources: dict[str, str]
     """Files that the audit read → SHA-256 of their content, "" where there was none; folders → SHA-256 of the names of
-    their Python files."""
+    their Python files, or, as ``folder/*``, of all names in them."""
     result: TargetResult
 
 
@@ -39,7 +42,7 @@ def folder() -> Path:
     """``CONVAUDIT_CACHE_DIR``, else convaudit's folder in the user's cache folder."""
     given = os.environ.get("CONVAUDIT_CACHE_DIR")
     if given:
-        return Path(given)
+        return Path(_STARTED_IN, given)
     base = os.environ.get("LOCALAPPDATA" if os.name == "nt" else "XDG_CACHE_HOME")
     return Path(base or os.path.expanduser("~/.cache"), "convaudit")
 
@@ -81,6 +84,9 @@ def _modified(path: str) -> float:
 def digest(path: str) -> str:
     """SHA-256 of a file's content, or of a folder's Python file and package names; "" where it cannot be read."""
     try:
+        if os.path.basename(path) == "*":
+            names = sorted(name for name in os.listdir(os.path.dirname(path)) if name != "__pycache__")
+            return hashlib.sha256("\0".join(names).encode("utf-8", "surrogateescape")).hexdigest()
         if os.path.isdir(path):
             names = sorted(
                 e.name for e in os.scandir(path)
@@ -122,7 +128,7 @@ def keep(key: str, sources: list[str], result: TargetResult, started: float) -> 
     try:
         where = folder()
         where.mkdir(parents=True, exist_ok=True)
-        handle, aside = tempfile.mkstemp(dir=where, suffix=".part")
+        handle, aside = tempfile.mkstemp(dir=where, prefix=f"{key}.", suffix=".part")
         with os.fdopen(handle, "wb") as file:
             data = msgspec.json.encode(entry)
             file.write(_checksum(data) + b"\n" + data)
@@ -133,11 +139,12 @@ def keep(key: str, sources: list[str], result: TargetResult, started: float) -> 
 
 
 def clean() -> int:
-    """Remove the cache folder's entries; how many there were."""
+    """Remove the cache folder's entries, and nothing else that lies there; how many there were."""
     where = folder()
-    entries = list(where.glob("*.json")) + list(where.glob("*.part")) if where.is_dir() else []
+    own = re.compile(r"[0-9a-f]{64}\.(json|.*part)")
+    entries = [path for path in where.iterdir() if own.fullmatch(path.name)] if where.is_dir() else []
     for entry in entries:
         entry.unlink(missing_ok=True)
     if where.is_dir() and not any(where.iterdir()):
-        shutil.rmtree(where, ignore_errors=True)
+        where.rmdir()
     return len(entries)

@@ -17,7 +17,7 @@ from convaudit.errors import ConvauditError
 from convaudit.explain import rule
 from convaudit.pool import Pool
 from convaudit.result import AuditResult, assemble
-from convaudit.session import Run, audit_options, settings_of
+from convaudit.session import Run, audit_options, say, settings_of
 from convaudit.settings import FAIL_ON, AuditSettings
 from convaudit.show import show
 
@@ -51,12 +51,16 @@ def cli() -> None:
 @click.option("--baseline", type=click.Path(path_type=Path), help="Accept the findings in this file.")
 @click.option("--write-baseline", type=click.Path(path_type=Path), help="Accept today's findings: write them there.")
 @click.option("--prune-baseline", is_flag=True, help="Take entries out of the baseline that match nothing any more.")
-@click.option("--add-ignore", is_flag=True, help="Write an ignore comment for each of today's findings.")
+@click.option("--add-ignore", is_flag=True, help="Write an ignore comment for each finding at or above --fail-on.")
 @click.option("--changed", is_flag=True, help="Targets are files of a commit: audit the models that import them too.")
 @click.option("--allow-code", is_flag=True, help="Run model files of folders outside this repository.")
 @click.option("--pretrained", is_flag=True, help="Lower findings that would break existing weights to info.")
 @click.option("--dataset-size", type=click.IntRange(1))
 @click.option("--require-complete", is_flag=True, help="A partial trace is an error.")
+@click.option("--globals", "show_globals", is_flag=True, help="Of checkpoints: what loading would import, in place of the report.")
+@click.option("--strict-pickle", is_flag=True, help="A checkpoint that holds classes (CNV610) is an error.")
+@click.option("--max-pickle", type=click.IntRange(1), metavar="MB", help="Megabytes of one pickle that are read.  [default: 64]")
+@click.option("--sha256", is_flag=True, help="Of checkpoints: the file's SHA-256 in the result (reads all of it).")
 @click.option("--exit-zero", is_flag=True, help="Exit 0 whatever is found (never hides a 2).")
 @click.option("--quiet", is_flag=True, help="Findings only, one line each.")
 @click.option("--statistics", is_flag=True, help="Count findings by rule, in place of the report.")
@@ -64,9 +68,9 @@ def cli() -> None:
 @click.option("--show", "show_what", type=click.Choice(["info"]))
 def check(
     targets: tuple[str, ...], format_name: str, outputs: tuple[Path, ...], exit_zero: bool, quiet: bool, show_what: str | None,
-    jobs: int, statistics: bool, show_settings: bool, changed: bool, allow_code: bool, add_ignore: bool, **options: Any,
+    jobs: int, statistics: bool, show_settings: bool, show_globals: bool, changed: bool, allow_code: bool, add_ignore: bool, **options: Any,
 ) -> None:  # fmt: skip
-    """Audit models: model.py:Net, model.py, a folder, package.module:factory, timm:NAME, torchvision:NAME."""
+    """Audit models (model.py:Net, model.py, a folder, package.module:factory, timm:NAME, torchvision:NAME) and checkpoints."""
     from convaudit import output
     from convaudit.selection import select
 
@@ -78,7 +82,7 @@ def check(
         raise click.UsageError("Missing argument 'TARGETS...'.")
     selection = select(targets, settings, changed=changed, allow_code=allow_code)
     for line in selection.lines:
-        click.echo(f"convaudit: {line}", err=True)
+        say(line)
     try:
         run = Run(selection.targets, settings, options)
         with Pool(jobs) as pool:
@@ -99,6 +103,7 @@ def check(
     result = run.verdict(result, settings, options)
     if add_ignore:
         _add_ignore(result, settings)
+        result = run.verdict(result, settings, {**options, "write_baseline": None, "prune_baseline": False})
     for path, writer in writers:
         output.write(path, writer.render(result))
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
@@ -106,13 +111,16 @@ def check(
         text = ""
     elif statistics:
         text = _statistics(result)
+    elif show_globals:
+        text = _globals(result)
     else:
-        text = report.render(result, color=colour, show_info=show_what == "info", quiet=quiet)
+        infos = show_what == "info" or settings.fail_on == "info"
+        text = report.render(result, color=colour, show_info=infos, quiet=quiet)
     click.echo(text, nl=bool(text) and not text.endswith("\n"))
     output.append_job_summary(format_name, report, result)
     for failed in (t for t in result.targets if t.error is not None):
         assert failed.error is not None
-        click.echo(f"convaudit: {failed.target}: {failed.error.message}", err=True)
+        say(f"{failed.target}: {failed.error.message.removeprefix(f'{failed.target}: ')}")
     if result.summary.failed or selection.lost:
         sys.exit(2)
     sys.exit(0 if exit_zero else _exit_code(result, settings.fail_on))
@@ -122,16 +130,16 @@ def _name_broken_plugins() -> None:
     from convaudit import registry
 
     for problem in registry.load_problems():
-        click.echo(f"convaudit: {problem}", err=True)
+        say(problem)
 
 
 def _add_ignore(result: AuditResult, settings: AuditSettings) -> None:
     from convaudit import suppressions
 
     written, left = suppressions.add_comments(result, _levels(settings.fail_on) or ("error", "warning"))
-    click.echo(f"convaudit: wrote {written} ignore comments", err=True)
+    say(f"{written} finding{'s' * (written != 1)} ignored by comments that were written")
     for line in left:
-        click.echo(f"convaudit: not written: {line}", err=True)
+        say(f"not written: {line}")
 
 
 def _without_unbuilt(result: AuditResult, discovered: set[str]) -> AuditResult:
@@ -142,7 +150,7 @@ def _without_unbuilt(result: AuditResult, discovered: set[str]) -> AuditResult:
         if said is None and target.totals is not None and not target.totals.parameters:
             said = "it has no parameters"
         if said is not None and target.target in discovered:
-            click.echo(f"convaudit: {target.target} is not audited: {said.removeprefix(f'{target.target}: ')}", err=True)
+            say(f"{target.target} is not audited: {said.removeprefix(f'{target.target}: ')}")
         else:
             kept.append(target)
     return assemble(kept)
@@ -158,6 +166,25 @@ def _statistics(result: AuditResult) -> str:
         f"{count:>5}  {code}  {severity:<7}  {name}\n"
         for (code, name, severity), count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     )
+
+
+def _globals(result: AuditResult) -> str:
+    """One line for each global of each checkpoint: tier, name, member, offset, and what it would be called with."""
+    from convaudit.checkpoints.tiers import TIERS
+    lines = []
+    for target in result.targets:
+        if target.checkpoint is None:
+            continue
+        rows = sorted(target.checkpoint.globals, key=lambda row: -TIERS.index(row.tier))
+        lines.append(f"{target.target}: {len(rows)} globals" if rows else f"{target.target}: no globals")
+        for row in rows:
+            how = f"  called with {row.arguments}" if row.called else "  fetched"
+            lines.append(f"  {row.tier:<10}  {row.name}  {row.member} at byte {row.offset:,}{how}")
+    return "".join(_one_line(line) + "\n" for line in lines)
+
+
+def _one_line(text: str) -> str:
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode("ascii") for c in text)
 
 
 def _levels(fail_on: str) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from convaudit.errors import ReportError
 
-_COMMENT = re.compile(r"#\s*convaudit:\s*ignore\[(?P<codes>[^\]]*)\](?P<reason>[^#]*)")
+_COMMENT = re.compile(r"#\s*convaudit:\s*ignore\s*(?:\[(?P<codes>[^\]]*)\])?(?P<reason>[^#]*)")
 _CODE = re.compile(r"[A-Za-z]+\d+")
 
 
@@ -62,7 +62,7 @@ def parse(data: bytes) -> Source:
     for token in tokenize.tokenize(io.BytesIO(data).readline):
         if token.type == tokenize.COMMENT:
             for match in _COMMENT.finditer(token.string):
-                words = [word for word in re.split(r"[,\s]+", match["codes"]) if word]
+                words = [word for word in re.split(r"[,\s]+", match["codes"] or "") if word]
                 codes = tuple(word for word in words if _CODE.fullmatch(word))
                 wrong = tuple(word for word in words if word not in codes)
                 found.comments.append(Comment(token.start[0], codes, match["reason"].strip(), wrong))
@@ -106,13 +106,14 @@ def add(path: Path, wanted: Mapping[int, Iterable[str]]) -> list[int]:
     }  # fmt: skip
     inside |= {row for row, line in enumerate(lines, 1) if line.rstrip("\r\n").endswith("\\")}
     ends = _calls(tree)
+    starts = {t.start[0]: t.start[1] for t in tokens if t.type == tokenize.COMMENT}
     failed = []
     for row, codes in wanted.items():
         at = row if row not in inside else ends.get(row, row)
         if at in inside or not 0 < at <= len(lines):
             failed.append(row)
             continue
-        lines[at - 1] = _with_codes(lines[at - 1], sorted(codes))
+        lines[at - 1] = _with_codes(lines[at - 1], sorted(codes), starts.get(at))
     changed = "".join(lines)
     if changed != text:
         from convaudit import output
@@ -121,11 +122,12 @@ def add(path: Path, wanted: Mapping[int, Iterable[str]]) -> list[int]:
     return failed
 
 
-def _with_codes(line: str, codes: list[str]) -> str:
+def _with_codes(line: str, codes: list[str], comment: int | None) -> str:
+    """``line`` with the codes in its comment, which begins at column ``comment`` where it has one."""
     body = line.rstrip("\r\n")
     end = line[len(body) :]
-    match = _COMMENT.search(body)
-    if match is None:
+    match = None if comment is None else _COMMENT.search(body, comment)
+    if match is None or match["codes"] is None:
         return f"{body}  # convaudit: ignore[{', '.join(codes)}]{end}"
     known = [word for word in re.split(r"[,\s]+", match["codes"]) if word]
     merged = ", ".join([*known, *(code for code in codes if code not in known)])

@@ -46,8 +46,10 @@ def diff(
     """
     from convaudit import output
     from convaudit.comparison import exceeded
+    from convaudit.registry import report_part
     from convaudit.sides import compared
-    from convaudit_reports import _diff
+
+    _diff = report_part("_diff")
 
     allowed = [_limit(text) for text in limits]
     for path in outputs:
@@ -90,7 +92,9 @@ def _without_revision(old: str) -> str:
 def _verdict(found: Diff, fail_on: str, lost: bool) -> int:
     """The exit code; a line on stderr for everything that makes it more than 0."""
     from convaudit.comparison import failing
-    from convaudit_reports import _diff
+    from convaudit.registry import report_part
+
+    _diff = report_part("_diff")
 
     code = 0
     for target in found.targets:
@@ -103,7 +107,7 @@ def _verdict(found: Diff, fail_on: str, lost: bool) -> int:
     for failure in found.failed:
         label = found.old.label if failure.side == "old" else found.new.label
         click.echo(f"convaudit: {label}: {failure.message.removeprefix(f'{failure.target}: ')}", err=True)
-    if not found.targets and not found.failed and found.only_old and found.only_new:
+    if not found.targets and not found.failed:
         click.echo("convaudit: no target is on both sides: nothing was compared", err=True)
         return 2
     return 2 if found.failed or lost else code

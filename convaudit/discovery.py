@@ -15,12 +15,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-_MODULES = {"Module", "Sequential", "LightningModule"}
+_MODULES = {"Module", "Sequential", "LightningModule", "ScriptModule"}
 _LIBRARIES = ("torch.nn", "torchvision.models", "timm", "pytorch_lightning", "lightning")
 _NO_MODELS = ("Loss", "Criterion", "Metric", "Dataset", "DataModule", "Sampler", "Transform", "Optimizer", "Scheduler")
 _SKIPPED = {".git", ".hg", ".venv", "venv", "env", "node_modules", "site-packages", "__pycache__", "build", "dist",
             ".tox", ".nox", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".eggs"}  # fmt: skip
-CHECKPOINTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".pt2")
 
 Name = tuple[Path, str]
 """A definition: its file and its name."""
@@ -43,8 +42,12 @@ class Definition:
     """Dotted names that are arguments of a call in its body: ``BasicBlock`` in ``ResNet(BasicBlock, …)``."""
     gives: frozenset[str] = frozenset()
     """Dotted names of what a function returns or a variable holds, where that is a call."""
-    typed: bool = False
-    """A function annotated to return a Module."""
+    returns: str | None = None
+    """The dotted name that a function is annotated to return."""
+    forwards: bool = False
+    """A class with a ``forward`` of its own."""
+    abstract: bool = False
+    """A class with abstract methods."""
 
 
 @dataclass
@@ -175,8 +178,25 @@ class Project:
             source = self._known(path)
             found = source.definitions.get(name) if source else None
             if found is not None and found.kind == "class" and depth < 16:
-                self._modules[key] = any(self._is_base(path, base, depth) for base in found.bases)
+                self._modules[key] = any(self._is_base(path, base, depth) for base in found.bases) or self._seems_module(path, found)
         return self._modules[key]
+
+    def _seems_module(self, path: Path, found: Definition) -> bool:
+        """Whether a class of a base that nobody can look into has layers of torch's and a forward."""
+        return (
+            found.forwards
+            and any(self._is_opaque(path, base) for base in found.bases)
+            and any(str(self.resolve(path, name)).startswith("torch.nn") for name in found.uses)
+        )
+
+    def _is_opaque(self, path: Path, base: str, depth: int = 0) -> bool:
+        """Whether a base leads out of the project, to what may be a Module or not."""
+        where = self.resolve(path, base)
+        if isinstance(where, tuple):
+            source = self._known(where[0])
+            inner = source.definitions.get(where[1]) if source else None
+            return inner is not None and depth < 8 and any(self._is_opaque(where[0], b, depth + 1) for b in inner.bases)
+        return "." in (where or "") and not str(where).startswith(("torch.", "abc.", "typing.", "enum."))
 
     def _is_base(self, path: Path, base: str, depth: int) -> bool:
         where = self.resolve(path, base)
@@ -217,7 +237,12 @@ class Project:
                 last = (where or dotted).rpartition(".")[2]
                 if last in _MODULES or not (where or dotted).startswith("torch.nn"):
                     return True, None
-        return definition.typed, None
+        if definition.returns is None:
+            return False, None
+        where = self.resolve(path, definition.returns)
+        if isinstance(where, tuple):
+            return self.is_module(*where), where
+        return definition.returns.rpartition(".")[2] in _MODULES, None
 
     @functools.cached_property
     def _mentions(self) -> Callable[[str], list[Path]]:
@@ -291,7 +316,7 @@ class Project:
                     names.append(spelled)
             elif definition in classes and configured(spelled):
                 names.append(spelled)
-            elif definition in classes and not definition.name.endswith(_NO_MODELS) and not self.is_part(key):
+            elif definition in classes and not definition.abstract and not definition.name.endswith(_NO_MODELS) and not self.is_part(key):
                 missing = self.required(path, definition.name)
                 elsewhere = [maker for maker in self.makers(key) if maker[0] != key[0]]
                 if not missing:
@@ -364,13 +389,18 @@ def _read(path: Path) -> SourceFile:
             uses, passed = _names(node)
             bases = tuple(filter(None, map(_dotted, node.bases)))
             source.definitions[node.name] = Definition(
-                node.name, node.lineno, "class", bases, _constructor(node), uses, passed
-            )
+                node.name, node.lineno, "class", bases, _constructor(node), uses, passed,
+                forwards=any(method.name == "forward" for method in _methods(node)),
+                abstract=any(
+                    (_dotted(mark) or "").rpartition(".")[2].startswith("abstract")
+                    for method in _methods(node) for mark in method.decorator_list
+                ),
+            )  # fmt: skip
         elif isinstance(node, ast.FunctionDef):
             uses, passed = _names(node)
             source.definitions[node.name] = Definition(
                 node.name, node.lineno, "function", (), _required(node.args, 0), uses, passed, _given(node),
-                bool(node.returns is not None and (_dotted(node.returns) or "").rpartition(".")[2] in _MODULES),
+                _annotated(node.returns),
             )  # fmt: skip
         elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
             maker = _dotted(node.value.func)
@@ -415,9 +445,19 @@ def _names(node: ast.AST) -> tuple[frozenset[str], frozenset[str]]:
     return frozenset(uses), frozenset(passed)
 
 
+def _annotated(node: ast.expr | None) -> str | None:
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value if all(part.isidentifier() for part in node.value.split(".")) else None
+    return _dotted(node) if isinstance(node, (ast.Name, ast.Attribute)) else None
+
+
+def _methods(node: ast.ClassDef) -> Iterator[ast.FunctionDef]:
+    return (item for item in node.body if isinstance(item, ast.FunctionDef))
+
+
 def _constructor(node: ast.ClassDef) -> tuple[str, ...] | None:
-    for item in node.body:
-        if isinstance(item, ast.FunctionDef) and item.name == "__init__":
+    for item in _methods(node):
+        if item.name == "__init__":
             return _required(item.args, 1)
     return None
 

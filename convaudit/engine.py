@@ -91,6 +91,8 @@ def run_rules(graph: LayerGraph, example: Any, target: str, settings: AuditSetti
     for code, rule_class in registry.rules().items():
         if not settings.enabled(code, rule_class.on_by_default(settings.rule_set)):
             continue
+        if rule_class.subject != "model":
+            continue
         if graph.tracer == "symbolic" and rule_class.needs_shapes:
             continue
         if graph.status == "partial" and rule_class.needs_complete:

@@ -44,7 +44,7 @@ def rule(code: str | None, format_name: str, output_dir: Path | None) -> None:
         click.echo(page(chosen), nl=False)
         return
     click.echo(f"{chosen.code} {chosen.name} ({chosen.severity})\n\n{chosen.documentation()}")
-    _run_example(chosen)
+    (_run_file_example if chosen.subject == "checkpoint" else _run_example)(chosen)
 
 
 def page(found: type[Rule]) -> str:
@@ -73,6 +73,23 @@ def _write_pages(rules: dict[str, type[Rule]], folder: Path) -> None:
     index = [f"- [{code}]({code}.md) {found.name}: {found.title()}" for code, found in rules.items()]
     output.write(folder / "README.md", "# Rules\n\n" + "\n".join(index) + "\n")
     click.echo(f"wrote {len(rules)} pages to {folder}")
+
+
+def _run_file_example(found: type[Rule]) -> None:
+    """A checkpoint rule's first BAD example, audited here."""
+    import os
+    import tempfile
+
+    from convaudit.checkpoints.audit import audit_file
+    from convaudit.settings import AuditSettings
+
+    for example in found.bad_files()[:1]:
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, f"weights{example.suffix}")
+            Path(path).write_bytes(example.build())
+            target = audit_file(path, AuditSettings(select=[found.code]))
+        for finding in target.findings:
+            click.echo(f"\nOn its own example it says: {finding.severity}: {finding.message}\n  {finding.suggestion}")
 
 
 def _run_example(found: type[Rule]) -> None:

@@ -22,8 +22,14 @@ class Footprint:
         sys.addaudithook(self._notice)
 
     def _notice(self, event: str, args: tuple[Any, ...]) -> None:
-        if event == "open" and self._watching and isinstance(args[0], str) and not _written(args[1], args[2]):
-            self._opened.add(os.path.abspath(args[0]))  # relative to where the code is now
+        if not self._watching:
+            return
+        if event == "open" and isinstance(args[0], (str, bytes)) and not _written(args[1], args[2]):
+            self._opened.add(os.path.abspath(os.fsdecode(args[0])))  # relative to where the code is now
+        elif event in ("os.listdir", "os.scandir") and isinstance(args[0], (str, bytes, type(None))):
+            asker = sys._getframe(1).f_code.co_filename
+            if not asker.startswith("<frozen") and f"{os.sep}importlib{os.sep}" not in asker:  # not the import system
+                self._opened.add(os.path.join(os.path.abspath(os.fsdecode(args[0] or ".")), "*"))
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from convaudit.errors import TargetError, UsageError
 from convaudit.result import InputInfo
+
+if TYPE_CHECKING:
+    from convaudit.graph import LayerGraph
 
 Source = Literal["option", "config", "model", "inferred"]
 _SPEC = re.compile(r"(?:(?P<name>[A-Za-z_]\w*):)?(?P<shape>\(\)|\d+(?:,\d+)*)(?::(?P<dtype>[a-z]+[a-z0-9]*))?")
@@ -61,8 +65,16 @@ def inferred_inputs(model: nn.Module) -> tuple[tuple[Any, ...], list[InputInfo]]
 
     Raises :class:`TargetError` (step "input") where none fits.
     """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TargetError(
+            "input", "it is a ScriptModule, which is not followed inside: audit the nn.Module it is written as", kind="InputError"
+        )
     tried = []
-    for shape, dtype in _candidates(model):
+    candidates = _candidates(model)
+    lazy = any(is_lazy(parameter) for parameter in model.parameters())
+    if lazy and not candidates:
+        raise _sized_by_input()
+    for index, (shape, dtype) in enumerate(candidates):
         value = torch.zeros(shape, dtype=dtype, device="meta")
         try:
             from convaudit.tracer import record
@@ -72,6 +84,9 @@ def inferred_inputs(model: nn.Module) -> tuple[tuple[Any, ...], list[InputInfo]]
             tried.append(f"{','.join(map(str, shape))} ({error})")
             continue
         if graph.status == "ok":
+            others = [_size(model, other, dtype) for other, _ in candidates[index + 1 : index + 2]] if lazy else []
+            if any(size not in (None, _weights(graph)) for size in others):
+                raise _sized_by_input()
             return (value,), [InputInfo(list(shape), str(dtype)[6:], "inferred")]
     last = f"; the last one tried: {tried[-1]}" if tried else ""
     raise TargetError(
@@ -79,11 +94,34 @@ def inferred_inputs(model: nn.Module) -> tuple[tuple[Any, ...], list[InputInfo]]
     )
 
 
+def _sized_by_input() -> TargetError:
+    return TargetError(
+        "input", "its lazy layers take their size from the input: give the real one with --input, such as --input 1,3,224,224",
+        kind="InputError",
+    )  # fmt: skip
+
+
+def _weights(graph: LayerGraph) -> int:
+    return sum(parameter.numel() for parameter in graph.parameters.values())
+
+
+def _size(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> int | None:
+    """How many parameters a lazy model has on another input; None where it does not run there."""
+    from convaudit.tracer import record
+
+    try:
+        return _weights(record(model, (torch.zeros(shape, dtype=dtype, device="meta"),), {}))
+    except TargetError:
+        return None
+
+
 def _candidates(model: nn.Module) -> list[tuple[tuple[int, ...], torch.dtype]]:
     for layer in model.modules():
         for axes, kind in ((1, nn.Conv1d), (2, nn.Conv2d), (3, nn.Conv3d)):
             if isinstance(layer, kind):
                 channels = layer.in_channels
+                if not channels:  # lazy, and the first: it takes anything
+                    return []
                 if axes == 1:
                     return [((1, channels, n), torch.float32) for n in (1024, 128, 16000)]
                 if axes == 3:
@@ -93,6 +131,8 @@ def _candidates(model: nn.Module) -> list[tuple[tuple[int, ...], torch.dtype]]:
             return [((1, 16), torch.int64)]
         if isinstance(layer, nn.Linear):
             n = layer.in_features
+            if not n:  # lazy, and the first: it takes anything
+                return []
             images = [(c, round((n / c) ** 0.5)) for c in (1, 3) if n % c == 0]
             maps = [((1, c, side, side), torch.float32) for c, side in images if c * side * side == n and side >= 8]
             flattens = any(isinstance(m, nn.Flatten) for m in model.modules())

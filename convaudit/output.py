@@ -19,7 +19,9 @@ def report(name: str) -> Any:
     """The report format called ``name``. Raises :class:`UsageError` for an unknown one."""
     name = {"md": "markdown"}.get(name, name)
     if name.isidentifier() and importlib.util.find_spec(f"convaudit_reports.{name}") and not name.startswith("_"):
-        return importlib.import_module(f"convaudit_reports.{name}")  # the others need not be imported
+        built_in = importlib.import_module(f"convaudit_reports.{name}")  # the others need not be imported
+        if hasattr(built_in, "render"):
+            return built_in
     found = registry.reports()
     if name not in found:
         raise UsageError(f"unknown format {name!r}; one of {', '.join(sorted(found))}")

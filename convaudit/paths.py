@@ -21,6 +21,9 @@ def relative_path(path: str) -> str:
     return (os.path.relpath(path, root) if path.startswith(root + os.sep) else path).replace(os.sep, "/")
 
 
+_FILES = (".py", ".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".pt2", ".pkl", ".th", ".tar", ".index.json")
+
+
 @functools.lru_cache
 def repository_root(folder: str) -> str:
     """The nearest folder upwards that holds ``.git``; the folder itself where there is none."""
@@ -37,4 +40,4 @@ def repository_root(folder: str) -> str:
 def target_key(target: str) -> str:
     """The target as fingerprints and baselines spell it: a file's path relative to the repository root."""
     place, colon, name = target.partition(":")
-    return relative_path(place) + colon + name if place.endswith(".py") or os.sep in place else target
+    return relative_path(place) + colon + name if place.endswith(_FILES) or os.sep in place else target

@@ -102,7 +102,9 @@ def _through(call: Call, field: ReceptiveField, mixed: list[int] | None) -> Rece
         if call.kind == "reshape" and len(mixed) == axes:
             return _grow(field, [(n - 1, 1) for n in mixed])
         return ReceptiveField(None, None, field.small_jump, field.large_jump, True)
-    if call.conv is not None and len(call.conv.kernel) == axes:
+    if call.conv is not None and len(call.conv.kernel) != axes:  # frames folded into the batch: not followed
+        return ReceptiveField(None, None, field.small_jump, field.large_jump, True)
+    if call.conv is not None:
         conv = call.conv
         if conv.transposed:
             grown = [((k - 1) // s, 1 / s) for k, s in zip(conv.kernel, conv.stride)]

@@ -57,6 +57,11 @@ def reports() -> dict[str, Any]:
     return found
 
 
+def report_part(name: str) -> Any:
+    """A module of the built-in reports that others share: ``_figures``, ``_diff``, ``text``."""
+    return importlib.import_module(f"convaudit_reports.{name}")
+
+
 def _plugins(group: str) -> list[Any]:
     loaded = []
     for entry in entry_points(group=group):

@@ -102,18 +102,56 @@ class Totals(msgspec.Struct):
     """Sums over the layers, and the peak of live activations."""
 
     parameters: int
-    trainable_parameters: int
+    trainable_parameters: int | None
     macs: int | None
     flops: int | None
     activation_bytes: int | None
     peak_activation_bytes: int | None
     parameter_bytes: int
-    conv_parameters: int
-    fc_parameters: int
+    conv_parameters: int | None
+    fc_parameters: int | None
     uncounted_ops: list[str]
     bytes_by_dtype: dict[str, int]
     state_dict_bytes: int | None = None
     """Parameters and persistent buffers, shared ones once."""
+    buffers: int | None = None
+    """Elements of the buffers; of a checkpoint only."""
+    file_bytes: int | None = None
+    """Of a checkpoint only."""
+
+
+class TensorRow(msgspec.Struct):
+    """One tensor of a checkpoint. ``shape`` and ``bytes`` are null where they are not known; ``dtype`` is torch's name, or
+    "unknown"; tensors that share a ``storage`` share its bytes."""
+
+    name: str
+    shape: list[int] | None
+    dtype: str
+    bytes: int | None
+    storage: str | None
+    role: Literal["parameter", "buffer", "optimizer", "ema", "other"]
+
+
+class GlobalRow(msgspec.Struct):
+    """One name that loading a checkpoint would import: ``offset`` is in bytes from the start of ``member``."""
+
+    name: str
+    tier: Literal["tensors", "plain data", "classes", "code"]
+    called: bool
+    member: str
+    offset: int
+    arguments: str = ""
+    """What it would be called with, shortened."""
+
+
+class CheckpointInfo(msgspec.Struct):
+    """What a checkpoint holds, read without running any of it."""
+
+    format: Literal["safetensors", "torch-zip", "torch-legacy", "torchscript", "pt2", "sharded", "pickle"]
+    sha256: str | None
+    weights_read: bool
+    tensors: list[TensorRow]
+    globals: list[GlobalRow]
 
 
 class TargetResult(msgspec.Struct):
@@ -133,6 +171,8 @@ class TargetResult(msgspec.Struct):
     findings: list[Finding]
     location: Location | None = None
     """Where the model's class or factory is."""
+    checkpoint: CheckpointInfo | None = None
+    """Of a checkpoint only."""
 
     @property
     def key(self) -> str:

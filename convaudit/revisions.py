@@ -70,7 +70,7 @@ def find(word: str) -> Revision:
         raise UsageError(f"{word}: {place} is a library: it has no revision here")
     here = Path.cwd()
     path = _path(place) if place.endswith(".py") or not name else None
-    start = path.parent if path is not None else here
+    start = here if path is None else path if path.is_dir() else path.parent
     while not start.is_dir():
         start = start.parent
     top = _git(start, "rev-parse", "--show-toplevel")
@@ -132,7 +132,8 @@ def _new_folder(revision: Revision, keep_results: bool) -> tuple[Path, bool]:
         with contextlib.suppress(OSError):
             home.mkdir(parents=True, exist_ok=True)
             for left in home.iterdir():  # of a run that was killed
-                if left.stat().st_mtime < time.time() - _DAY:
+                ours = re.fullmatch(r"[0-9a-f]{12}-[0-9a-f]{40,64}", left.name) is not None
+                if ours and left.stat().st_mtime < time.time() - _DAY:
                     shutil.rmtree(left, ignore_errors=True)
             folder.mkdir()
             return folder.resolve(), True

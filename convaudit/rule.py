@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from convaudit.result import RULE_SETS, Finding, Severity
 
 if TYPE_CHECKING:
+    from convaudit.checkpoints.audit import CheckpointContext
     from convaudit.context import Context
 
 DOC_HEADINGS = ("What it does", "Why it matters", "Example", "Use instead", "Exceptions", "References")
@@ -33,6 +34,15 @@ class Example:
     """Settings it is audited with, as :func:`convaudit.audit` takes them."""
 
 
+@dataclass(frozen=True)
+class FileExample:
+    """A checkpoint's bytes that a rule must fire on, or stay silent on."""
+
+    build: Callable[[], bytes]
+    note: str = ""
+    suffix: str = ".pt"
+
+
 class Rule:
     """Base class of every rule.
 
@@ -42,6 +52,8 @@ class Rule:
 
     code: ClassVar[str]
     name: ClassVar[str]
+    subject: ClassVar[Literal["model", "checkpoint"]] = "model"
+    """What it speaks about: ``check`` is asked about models, ``check_checkpoint`` about checkpoints."""
     severity: ClassVar[Severity] = "warning"
     default: ClassVar[bool] = True
     """False where the rule runs only when it is selected by its whole code."""
@@ -59,6 +71,20 @@ class Rule:
     def check(self, context: Context) -> Iterator[Finding]:
         """Yield this rule's findings about ``context.graph``."""
         raise NotImplementedError
+
+    def check_checkpoint(self, context: CheckpointContext) -> Iterator[Finding]:
+        """Yield this rule's findings about ``context.file``; torch is not there to be imported."""
+        raise NotImplementedError
+
+    @classmethod
+    def bad_files(cls) -> list[FileExample]:
+        """Checkpoints that a rule about checkpoints fires on."""
+        return []
+
+    @classmethod
+    def good_files(cls) -> list[FileExample]:
+        """Checkpoints that it stays silent on."""
+        return []
 
     @classmethod
     def bad(cls) -> list[Example]:

@@ -6,7 +6,8 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from convaudit.discovery import CHECKPOINTS, Project, in_tree, is_test
+from convaudit.checkpoints.formats import SUFFIXES, sniff
+from convaudit.discovery import Project, in_tree, is_test
 from convaudit.errors import UsageError
 from convaudit.paths import repository_root
 from convaudit.settings import AuditSettings
@@ -44,6 +45,7 @@ def select(words: tuple[str, ...], settings: AuditSettings, *, changed: bool = F
         elif word.endswith(".py") and path.is_file():
             files.append((path, word))
         elif changed and not word.endswith(".py"):
+            _offer(path, word, found, told=word.endswith(SUFFIXES))
             continue  # a hook is handed every file of the commit
         else:
             found.targets.append(word)
@@ -79,22 +81,41 @@ def select(words: tuple[str, ...], settings: AuditSettings, *, changed: bool = F
 
 def _folder(folder: Path, found: Selection, runs_code: bool) -> list[tuple[Path, str]]:
     files: list[tuple[Path, str]] = []
-    checkpoints = 0
+    checkpoints = others = 0
     for path in in_tree(folder):
         if path.suffix == ".py":
             files.append((path, os.path.relpath(path)))
-        checkpoints += path.suffix in CHECKPOINTS
-    if checkpoints:
-        found.lines.append(f"{folder}: {checkpoints} checkpoint files are not audited: this version reads no checkpoints")
+        if path.name.endswith(SUFFIXES):
+            checkpoints += _offer(path, os.path.relpath(path), found, told=False)
+            others += 1
+    if others > checkpoints:
+        found.lines.append(f"{folder}: {others - checkpoints} of its files with a checkpoint's suffix are none by their first bytes")
     if not runs_code:
         if files:
             found.lines.append(
                 f"{folder}: {len(files)} Python files are not executed: they lie outside this repository (--allow-code runs them)"
             )
         return []
-    if not files and not checkpoints:
-        raise UsageError(f"{folder}: no model file in it")
+    if not files and not others:
+        raise UsageError(f"{folder}: no model file and no checkpoint in it")
     return [(path, shown) for path, shown in files if not is_test(path)]
+
+
+def _offer(path: Path, shown: str, found: Selection, *, told: bool) -> bool:
+    """Take a file as a target where its first bytes are a checkpoint's; else a line, where it is ``told``."""
+    if not path.is_file() or not shown.endswith(SUFFIXES):
+        return False
+    try:
+        kind, other = sniff(str(path))
+    except OSError as error:
+        found.lines.append(f"{shown}: cannot be read: {error.strerror}")
+        found.lost = True
+        return False
+    if kind is not None and shown not in found.targets:
+        found.targets.append(shown)
+    elif kind is None and told:
+        found.lines.append(f"{shown} is not audited: {other}")
+    return kind is not None
 
 
 def _inside(path: Path, root: str) -> bool:

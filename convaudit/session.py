@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -20,6 +21,12 @@ from convaudit.result import AuditResult, assemble
 from convaudit.settings import CONVENTIONS, INPUT_FORM, AuditSettings, find_settings, is_input, read_settings
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def say(message: str) -> None:
+    """One line on stderr; what a stranger's message holds of control characters is spelled out."""
+    plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+    click.echo(f"convaudit: {plain}", err=True)
 
 
 def audit_options(command: F) -> F:
@@ -73,6 +80,7 @@ def settings_of(options: dict[str, Any], targets: tuple[str, ...]) -> AuditSetti
         "select": _codes(options.get("select")), "extend-select": _codes(options.get("extend_select")),
         "ignore": _codes(options.get("ignore")), "fail-on": options.get("fail_on"),
         "flop-convention": options.get("flop_convention"), "dataset-size": options.get("dataset_size"),
+        "strict-pickle": options.get("strict_pickle"), "max-pickle": options.get("max_pickle"),
         "pretrained": options.get("pretrained"), "require-complete": options.get("require_complete"),
     }  # fmt: skip
     settings.update({k: v for k, v in given.items() if v}, "command line")
@@ -94,7 +102,13 @@ class Run:
         self.baseline = _baseline(settings, options)
         self.requests = [self._request(target, settings, options) for target in targets]
         self.keys = [] if options.get("no_cache") else [cache.key_of(request) for request in self.requests]
-        self.known = {i: kept for i, key in enumerate(self.keys) if (kept := cache.find(key)) is not None}
+        files = {i for i, target in enumerate(targets) if names_checkpoint(target)}
+        self.known = {i: kept for i, key in enumerate(self.keys) if i not in files and (kept := cache.find(key)) is not None}
+        if files:
+            from convaudit.checkpoints.audit import audit_file
+
+            digest = bool(options.get("sha256"))
+            self.known.update({i: audit_file(targets[i], settings.for_target(targets[i]), sha256=digest) for i in files})
 
     def _request(self, target: str, settings: AuditSettings, options: dict[str, Any]) -> dict[str, Any]:
         here = settings.for_target(target)
@@ -130,28 +144,44 @@ class Run:
         """The result with its suppressed findings marked; writes the baseline where that was asked for."""
         path = options.get("write_baseline")
         if path is not None:
+            if baselines.is_result(path):
+                raise UsageError(f"--write-baseline {path}: is a saved result, and would be lost; name another file")
             old = baselines.read(path) if path.exists() else baselines.Baseline()
             result = suppressions.apply(result, settings, None)
-            self.baseline = baselines.updated(old, result.targets)
+            self.baseline = baselines.updated(old, result.targets, suppressions.ran(settings))
             for target in result.targets:
                 baselines.apply(self.baseline, target)
             baselines.write(path, self.baseline)
             kept = sum(len(entries) for entries in self.baseline.findings.values())
-            click.echo(f"convaudit: wrote {path}: {kept} accepted findings", err=True)
+            click.echo(f"convaudit: wrote {path}: {kept} accepted finding{'s' * (kept != 1)}", err=True)
             return assemble(result.targets)
         if options.get("prune_baseline"):
             if self.baseline is None:
                 raise UsageError("--prune-baseline: there is no baseline; name one with --baseline FILE")
             where = options.get("baseline") or Path(settings.root, settings.baseline)
-            self.baseline = baselines.pruned(self.baseline, result.targets)
+            if baselines.is_result(where):
+                raise UsageError(f"--prune-baseline: {where} is a saved result, and would be lost; --write-baseline makes a baseline")
+            before = sum(map(len, self.baseline.findings.values()))
+            self.baseline = baselines.pruned(self.baseline, result.targets, suppressions.ran(settings))
             baselines.write(where, self.baseline)
+            gone = before - sum(map(len, self.baseline.findings.values()))
+            click.echo(f"convaudit: {where}: {gone} of {before} entries removed", err=True)
         return suppressions.apply(result, settings, self.baseline)
+
+
+def names_checkpoint(target: str) -> bool:
+    """Whether a target is a file that is no Python source: it is read here, without a worker and without torch."""
+    return not target.endswith(".py") and os.path.isfile(target)
 
 
 def _baseline(settings: AuditSettings, options: dict[str, Any]) -> baselines.Baseline | None:
     """The baseline of the command line, else of the settings (relative to their file)."""
+    if options.get("write_baseline") and options.get("prune_baseline"):
+        raise UsageError("--write-baseline and --prune-baseline exclude each other")
     if options.get("baseline"):
         return baselines.read(options["baseline"])
+    if options.get("write_baseline") and not Path(settings.root, settings.baseline).exists():
+        return None  # it is about to be written
     return baselines.read(Path(settings.root, settings.baseline)) if settings.baseline else None
 
 

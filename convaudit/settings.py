@@ -77,6 +77,11 @@ class AuditSettings:
     dataset_size: int | None = None
     pretrained: bool = False
     require_complete: bool = False
+    allow_globals: list[str] = field(default_factory=list)
+    """Globs of dotted names whose classes a checkpoint may hold (CNV610)."""
+    strict_pickle: bool = False
+    max_pickle: int = 64
+    """Megabytes of one pickle that are read."""
     strict: bool = False
     rule_set: str = RULE_SET
     input: Any = None

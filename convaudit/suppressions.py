@@ -6,6 +6,7 @@ Works on results, in the parent: a changed comment needs no new trace, and torch
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -37,8 +38,9 @@ class _Comments:
         if location is None:
             return
         for comment in self.source(location.path).comments_for(location.line):
-            if finding.rule in comment.codes:
-                self.used.add((location.path, comment.line, finding.rule))
+            named = [code for code in comment.codes if finding.rule.startswith(code)]
+            if named:
+                self.used.update((location.path, comment.line, code) for code in named)
                 finding.suppressed = "inline"
                 if comment.reason:
                     finding.evidence["reason"] = comment.reason
@@ -48,56 +50,75 @@ def apply(result: AuditResult, settings: AuditSettings, baseline: baselines.Base
     """Mark suppressed findings, add CNV003 for what matched nothing, and count again."""
     seen = _Comments()
     for target in result.targets:
+        target.findings = [f for f in target.findings if f.rule != "CNV003"]
+    tables = _Tables(settings)
+    for target in result.targets:
         if target.status == "failed":
             continue
         for finding in target.findings:
             if finding.rule == "CNV001":
                 continue
-            if finding.suppressed is None:
+            if finding.suppressed in (None, "inline"):
+                finding.suppressed = None
                 seen.suppress(finding, finding.location)
             if finding.suppressed is None:
                 seen.suppress(finding, target.location)  # a comment there speaks for the whole model
-        unused = _by_tables(target, settings)
+        tables.suppress(target)
         left = baselines.apply(baseline, target) if baseline else []
-        unused += [
+        unused = [
             f"the baseline entry {entry.rule} for {', '.join(entry.layers[:3]) or 'the model'} matches nothing any more"
             for entry in left
-            if _runs(entry.rule, settings)
+            if ran(settings)(target, entry.rule)
         ]
         if unused and _runs("CNV003", settings):
             target.findings += [_unused(target, said, target.location) for said in unused]
+    for target, said in list(tables.unused()):
+        if _runs("CNV003", settings):
+            target.findings.append(_unused(target, said, target.location))
     _unused_comments(result, seen, settings)
     return assemble(result.targets)
 
 
-def _by_tables(target: TargetResult, settings: AuditSettings) -> list[str]:
-    """Mark what ``ignore-layers`` and ``per-file-ignores`` name; what of them matched nothing of this target."""
-    unused = []
-    for rule, globs in settings.for_target(target.target).here.ignore_layers.items():
-        matched = set()
-        for finding in (f for f in target.findings if f.rule == rule and f.layers):
-            hits = {name: [g for g in globs if fnmatchcase(name, g)] for name in finding.layers}
-            matched |= {g for found in hits.values() for g in found}
-            if all(hits.values()) and finding.suppressed is None:
-                finding.suppressed = "config"
-        unused += [
-            f"ignore-layers.{rule} {g!r} matches nothing" for g in globs if g not in matched and _runs(rule, settings)
-        ]
-    for pattern, codes in settings.per_file_ignores.items():
-        whole = TargetSettings(match=pattern).fits(target.target, settings.root)
-        paths = {row.location.path for row in target.layers if row.location}
-        if not whole and not any(fnmatchcase(path, pattern) for path in paths):
-            continue
-        for code in codes:
-            found = [
-                f for f in target.findings
-                if f.rule.startswith(code) and (whole or (f.location and fnmatchcase(f.location.path, pattern)))
-            ]  # fmt: skip
-            for finding in found:
-                finding.suppressed = finding.suppressed or "config"
-            if not found and _runs(code, settings):
-                unused.append(f"per-file-ignores {pattern!r}: {code} matches nothing")
-    return unused
+class _Tables:
+    """``ignore-layers`` and ``per-file-ignores``, and which of their entries matched something in this run."""
+
+    def __init__(self, settings: AuditSettings) -> None:
+        self.settings = settings
+        self.used: set[tuple[str, str, str]] = set()
+        self.asked: dict[tuple[str, str, str], TargetResult] = {}
+        """(table, pattern, code) → the first target it was held against while the rule ran."""
+
+    def suppress(self, target: TargetResult) -> None:
+        """Mark what the tables name of one target."""
+        for rule, globs in self.settings.for_target(target.target).here.ignore_layers.items():
+            for glob in globs:
+                self._ask("ignore-layers", glob, rule, target)
+            for finding in (f for f in target.findings if f.rule == rule and f.layers):
+                hits = {name: [g for g in globs if fnmatchcase(name, g)] for name in finding.layers}
+                self.used |= {("ignore-layers", g, rule) for found in hits.values() for g in found}
+                if all(hits.values()) and finding.suppressed is None:
+                    finding.suppressed = "config"
+        for pattern, codes in self.settings.per_file_ignores.items():
+            whole = TargetSettings(match=pattern).fits(target.target, self.settings.root)
+            if not whole and not any(row.location and fnmatchcase(row.location.path, pattern) for row in target.layers):
+                continue
+            for code in codes:
+                self._ask("per-file-ignores", pattern, code, target)
+                for finding in target.findings:
+                    here = whole or (finding.location and fnmatchcase(finding.location.path, pattern))
+                    if finding.rule.startswith(code) and here:
+                        self.used.add(("per-file-ignores", pattern, code))
+                        finding.suppressed = finding.suppressed or "config"
+
+    def _ask(self, table: str, pattern: str, code: str, target: TargetResult) -> None:
+        if target.status == "ok":
+            self.asked.setdefault((table, pattern, code), target)
+
+    def unused(self) -> Iterator[tuple[TargetResult, str]]:
+        """A target and a line for each entry that matched nothing in the whole run."""
+        for (table, pattern, code), target in self.asked.items():
+            if (table, pattern, code) not in self.used and _runs(code, self.settings):
+                yield target, f"{table} {pattern!r}: {code} matches nothing"
 
 
 def _unused_comments(result: AuditResult, seen: _Comments, settings: AuditSettings) -> None:
@@ -113,17 +134,24 @@ def _unused_comments(result: AuditResult, seen: _Comments, settings: AuditSettin
                 at = Location(location.path, comment.line)
                 said = [f"{word!r} is no rule code" for word in comment.malformed]
                 if not comment.codes and not comment.malformed:
-                    said.append("ignore[] names no rule")
+                    said.append("ignore names no rule: write ignore[CODE, …]")
                 for code in comment.codes:
                     if (location.path, comment.line, code) in seen.used:
                         continue
                     runs = _runs(code, settings)
+                    if runs and target.status != "ok":
+                        continue  # a partial trace silences rules
                     if runs is None:
                         said.append(f"there is no rule {code}")
                     elif runs:
                         said.append(f"ignore[{code}] matches no finding")
                 if said and _runs("CNV003", settings):
                     target.findings += [_unused(target, text, at) for text in said]
+
+
+def ran(settings: AuditSettings) -> baselines.Ran:
+    """Whether a rule could speak about a target: it is enabled, and nothing of the model was left out."""
+    return lambda target, code: target.status == "ok" and bool(_runs(code, settings))
 
 
 def _runs(code: str, settings: AuditSettings) -> bool | None:

@@ -7,7 +7,10 @@ import contextlib
 import difflib
 import importlib
 import importlib.util
+import inspect
 import sys
+import sysconfig
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +20,9 @@ import torch
 from torch import nn
 
 from convaudit import accelerators
-from convaudit.construction import ConstructionLines, construction_locations
+from convaudit.construction import OWN, ConstructionLines, construction_locations
 from convaudit.errors import TargetError
-from convaudit.paths import relative_path
+from convaudit.paths import LIBRARY, relative_path
 
 
 @dataclass
@@ -56,8 +59,7 @@ def load(head: str) -> Any:
     with _blaming("import", None):
         if str(Path.cwd()) not in sys.path:
             sys.path.insert(0, str(Path.cwd()))
-        with accelerators.absent():
-            return importlib.import_module(head)
+        return _run(lambda: importlib.import_module(head))
 
 
 def _timm(name: str, args: dict[str, Any]) -> BuiltTarget:
@@ -77,8 +79,6 @@ def _torchvision(name: str, args: dict[str, Any]) -> BuiltTarget:
         raise TargetError(
             "construct", f"torchvision has no model {name!r}{_nearest(name, models.list_models())}", kind="LookupError"
         )
-    import inspect
-
     accepted = inspect.signature(models.get_model_builder(name)).parameters
     extra = {"weights_backbone": None} if "weights_backbone" in accepted else {}
     built = _construct(lambda: models.get_model(name, weights=None, **{**extra, **args}))
@@ -115,8 +115,7 @@ def _load_file(path: Path) -> Any:
     if not path.is_file():
         raise TargetError("read", f"{path}: no such file", kind="FileNotFoundError")
     try:
-        source = path.read_bytes()
-        ast.parse(source, str(path))
+        tree = ast.parse(path.read_bytes(), str(path))
     except OSError as error:
         raise TargetError("read", f"{path}: cannot be read: {error.strerror}", kind=type(error).__name__) from error
     except (SyntaxError, ValueError) as error:
@@ -125,16 +124,77 @@ def _load_file(path: Path) -> Any:
             "import", f"{path}:{line}: syntax error: {getattr(error, 'msg', error)}", kind="SyntaxError",
             path=relative_path(str(path)), line=line,
         ) from error  # fmt: skip
-    folder = str(path.resolve().parent)
-    sys.path.insert(0, folder)
-    spec = importlib.util.spec_from_file_location(path.stem, path.resolve())
+    file = path.resolve()
+    known = (str(path), file.stat().st_mtime_ns)
+    if known in _FAILED:
+        raise _FAILED[known]
+    top = next(folder for folder in file.parents if not (folder / "__init__.py").is_file())
+    sys.path[:0] = dict.fromkeys([str(file.parent), str(top)])
+    sys.path.append(str(Path.cwd()))
+    try:
+        with _blaming("import", path):
+            packaged = _in_package(file, tree)
+            return _run(lambda: importlib.import_module(packaged) if packaged else _execute(file))
+    except TargetError as error:
+        _FAILED[known] = error
+        raise
+
+
+_FAILED: dict[tuple[str, int], TargetError] = {}
+"""Files of this run that cannot be imported: what that takes is spent once, not for each model of the file."""
+
+
+def _run(load: Callable[[], Any]) -> Any:
+    """Run the code of a module. It may train as it is imported, so gradients are on."""
+    with torch.enable_grad(), accelerators.absent():
+        return load()
+
+
+def _execute(file: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(file.stem, file)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    with _blaming("import", path), accelerators.absent():
-        spec.loader.exec_module(module)
+    sys.modules[file.stem] = module
+    spec.loader.exec_module(module)
     return module
+
+
+def _in_package(file: Path, tree: ast.Module) -> str | None:
+    """The dotted name of a file that imports relatively, with its package's folder on ``sys.path``; None for others."""
+    imports = [node for node in _imports(tree.body) if node.level]
+    level = max((node.level for node in imports), default=0)
+    if not level or not all(_is_there(file, node) for node in imports):
+        return None
+    folder, packages = file.parent, list[str]()
+    while len(packages) < level or (folder / "__init__.py").is_file():
+        if not folder.name.isidentifier():  # no package: Python says so in its own words
+            return None
+        packages.insert(0, folder.name)
+        folder = folder.parent
+    found = sys.modules.get(packages[0])
+    if found is not None and str(folder / packages[0]) not in list(getattr(found, "__path__", ())):
+        return None  # an installed package of that name is in use
+    sys.path.insert(1, str(folder))
+    return ".".join(packages if file.stem == "__init__" else [*packages, file.stem])
+
+
+def _imports(body: list[ast.stmt]) -> Iterator[ast.ImportFrom]:
+    """The imports from a module that run with this one and that nothing catches."""
+    for node in body:
+        if isinstance(node, ast.ImportFrom):
+            yield node
+        elif isinstance(node, ast.If):
+            yield from _imports(node.body + node.orelse)
+
+
+def _is_there(file: Path, node: ast.ImportFrom) -> bool:
+    """Whether a relative import leads into a package, or to a file beside: a package needs no ``__init__.py``."""
+    folder = file.parents[min(node.level, len(file.parents)) - 1]
+    if (folder / "__init__.py").is_file():
+        return True
+    wanted = folder.joinpath(*(node.module or node.names[0].name).split("."))
+    return wanted.is_dir() or wanted.with_suffix(".py").is_file()
 
 
 def _from_module(module: Any, name: str, target: str, path: Path, configured: dict[str, Any] | None) -> BuiltTarget:
@@ -155,7 +215,7 @@ def _from_module(module: Any, name: str, target: str, path: Path, configured: di
     if not callable(found):
         raise TargetError("construct", f"{target}: {bare} is a {type(found).__name__}, not a model", kind="TypeError")
     maker: Callable[..., Any] = found
-    built = _construct(lambda: maker(*args, **kwargs), path, target)
+    built = _construct(lambda: maker(*args, **kwargs), path, target, found)
     if isinstance(found, type):
         built.lines.defined(built.model, found)
     return built
@@ -173,10 +233,10 @@ def _literals(call: str, target: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
         ) from error
 
 
-def _construct(make: Callable[[], Any], path: Path | None = None, target: str = "") -> BuiltTarget:
+def _construct(make: Callable[[], Any], path: Path | None = None, target: str = "", of: Any = None) -> BuiltTarget:
     """Build on meta; where the constructor needs real values, again with only its parameters on meta."""
     note: tuple[str, ...] = ()
-    with construction_locations() as lines, _blaming("construct", path, target):
+    with construction_locations() as lines, _blaming("construct", path, target, of):
         try:
             with torch.device("meta"), accelerators.absent():
                 model = make()
@@ -230,21 +290,29 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model
 
 
-@contextlib.contextmanager
-def _blaming(step: Any, path: Path | None, target: str = "") -> Iterator[None]:
-    """Turn whatever the user's code raises into a TargetError that names its own line."""
-    from convaudit.tracer import _user_line
+_STDLIB = sysconfig.get_path("stdlib")
+_SCRIPT = "what a script does belongs under if __name__ == '__main__'"
 
+
+@contextlib.contextmanager
+def _blaming(step: Any, path: Path | None, target: str = "", of: Any = None) -> Iterator[None]:
+    """Turn whatever the user's code raises into a TargetError that names its own line, or else that of ``of``."""
     try:
         yield
     except TargetError:
         raise
     except BaseException as error:
-        where, line = _user_line(error)
+        frames = [(f.f_code.co_filename, line, f.f_code.co_name) for f, line in traceback.walk_tb(error.__traceback__)]
+        own = [frame for frame in frames if not frame[0].startswith((OWN, "<", _STDLIB)) and not _installed(frame[0])]
+        where, line = (relative_path(own[-1][0]), own[-1][1]) if own else (None, None)
         if where is None and path is not None:
-            where, line = relative_path(str(path)), 1
+            where, line = relative_path(str(path)), _line_of(of)
         text = str(error).strip().splitlines()
-        what = text[0] if text else "no message"
+        what = text[0].rstrip(" :") if text else "no message"
+        if step == "import" and any("argparse" in frame[0] for frame in frames):
+            what = f"it reads the command line as it is imported; {_SCRIPT}"
+        elif step == "import" and own and own[-1][2] == "<module>" and isinstance(error, _OF_SCRIPTS):
+            what = f"{what}; {_SCRIPT}"
         place = f"{where}:{line}: " if where else f"{target}: " if target else ""
         raise TargetError(
             step,
@@ -253,3 +321,18 @@ def _blaming(step: Any, path: Path | None, target: str = "") -> Iterator[None]:
             path=where,
             line=line,
         ) from error
+
+
+_OF_SCRIPTS = (OSError, RuntimeError, AssertionError, EOFError, SystemExit)
+"""What code that trains, reads data or asks for a GPU fails with; NotImplementedError and RecursionError come along."""
+
+
+def _installed(path: str) -> bool:
+    return any(part in path for part in LIBRARY)
+
+
+def _line_of(of: Any) -> int:
+    try:
+        return inspect.findsource(of)[1] + 1 if of is not None else 1
+    except (OSError, TypeError):  # made by exec
+        return 1

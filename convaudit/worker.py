@@ -121,6 +121,7 @@ def _audit(target: str, request: dict[str, object]) -> TargetResult:
     from typing import Any, cast
 
     import torch
+    from torch.nn.parameter import is_lazy
 
     from convaudit import inputs, targets
     from convaudit.engine import audit_graph, audit_model
@@ -143,6 +144,9 @@ def _audit(target: str, request: dict[str, object]) -> TargetResult:
     with torch.no_grad():
         built = targets.build(target, here.args)
         model = built.model
+        if getattr(model.forward, "__func__", None) is torch.nn.Module.forward:
+            name = type(model).__name__
+            raise TargetError("construct", f"{target}: {name} has no forward: it is no model by itself", kind="TypeError")
         args: tuple[Any, ...]
         kwargs: dict[str, Any] = {}
         own = inputs.model_inputs(model)
@@ -162,7 +166,8 @@ def _audit(target: str, request: dict[str, object]) -> TargetResult:
             try:
                 args, infos = inputs.inferred_inputs(model)
             except TargetError:
-                if request.get("submodule"):
+                symbolic = not isinstance(model, torch.jit.ScriptModule) and not any(map(is_lazy, model.parameters()))
+                if request.get("submodule") or not symbolic:
                     raise
                 graph = trace_symbolically(model, built.lines.named(model))
                 return audit_graph(graph, ((), {}), target=target, settings=settings)

@@ -375,7 +375,7 @@ def test_a_folder_that_another_run_uses_is_left_alone(repository: Path) -> None:
     run(repository, "net.py:Net@HEAD~1", *OPTIONS)
     sha = git(repository, "rev-parse", "HEAD~1")
     name = hashlib.sha256(os.fsencode(repository.resolve())).hexdigest()[:12]
-    busy, left = (repository.parent / "cache/revisions" / n for n in (f"{name}-{sha}", "of-a-killed-run"))
+    busy, left = (repository.parent / "cache/revisions" / n for n in (f"{name}-{sha}", f"{'0' * 12}-{'1' * 40}"))
     for folder in (busy, left):
         folder.mkdir(parents=True)
     os.utime(left, (0, 0))

@@ -121,18 +121,19 @@ def test_importers_are_followed_through_files(project: Path) -> None:
 
 
 def test_a_folder_is_its_models_and_says_what_it_leaves_out(project: Path) -> None:
-    (project / "weights.pt").write_bytes(b"PK")
+    (project / "weights.pt").write_bytes(b"\x80\x02}.")
+    (project / "pointer.pt").write_bytes(b"version https://git-lfs.github.com/spec/v1")
     (project / "test_toy.py").write_text("from torch import nn\nclass Toy(nn.Module): pass\n")
     (project / ".venv").mkdir()
     (project / ".venv" / "x.py").write_text("from torch import nn\nclass X(nn.Module): pass\n")
     found = select((".",), AuditSettings())
 
     assert found.targets == [
-        "elsewhere.py:needy", "nets.py:Net", "nets.py:Cell", "nets.py:resnet18", "nets.py:stem",
+        "weights.pt", "elsewhere.py:needy", "nets.py:Net", "nets.py:Cell", "nets.py:resnet18", "nets.py:stem",
         "far/made.py:Wide", "far/made.py:Mine", "far/made.py:pretrained", "far/made.py:tail",
     ]  # fmt: skip
     assert found.lines == [
-        ".: 1 checkpoint files are not audited: this version reads no checkpoints",
+        ".: 1 of its files with a checkpoint's suffix are none by their first bytes",
         "lit.py:4: Lit needs config; audit it as lit.py:Lit(…)",
         "nets.py:11: Grown needs config; audit it as nets.py:Grown(…)",
     ]

@@ -7,6 +7,7 @@ up or called: a global stays a :class:`Global`, a call a :class:`Call`. Nothing 
 from __future__ import annotations
 
 import codecs
+import gc
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,8 +18,8 @@ from convaudit.checkpoints.tiers import Tier, tier_of
 MAX_PICKLE = 64 * 1000**2
 """Bytes of one pickle that are read unless more is asked for."""
 MAX_OPCODES = 4_000_000
-MAX_OBJECTS = 3_000_000
-"""Containers, calls and memo entries of one pickle: about 200 MB of memory."""
+MAX_OBJECTS = 1_500_000
+"""Containers, calls and memo entries of one pickle: about 150 MB of memory."""
 MAX_GLOBALS = 10_000
 KEPT_TEXT = 1 << 16
 """Bytes of a text or bytes value that are kept; a longer one becomes :class:`Opaque`."""
@@ -121,6 +122,8 @@ def read(data: bytes, start: int = 0, *, base: int = 0, max_opcodes: int = MAX_O
     """Read one pickle at ``start``. Offsets in the answer are ``base`` + those in ``data``. Never raises."""
     machine = _Machine(data, start, base, max_opcodes)
     reading = machine.reading
+    collecting = gc.isenabled()
+    gc.disable()  # what is read stays alive until the end: collecting would only take time
     try:
         reading.value = machine.run()
     except PickleProblem as problem:
@@ -129,6 +132,9 @@ def read(data: bytes, start: int = 0, *, base: int = 0, max_opcodes: int = MAX_O
         reading.problem = PickleProblem(f"opcode at byte {machine.at + base:,} takes more than the stack holds")
     except (ValueError, struct.error, OverflowError) as error:
         reading.problem = PickleProblem(f"opcode at byte {machine.at + base:,}: {error}")
+    finally:
+        if collecting:
+            gc.enable()
     reading.end = machine.position
     return reading
 
@@ -365,7 +371,7 @@ def _string_line(m: _Machine) -> None:
     text = m.line().strip()
     if len(text) < 2 or text[:1] not in (b'"', b"'") or text[-1:] != text[:1]:
         raise PickleProblem(f"opcode at byte {m.at + m.base:,}: STRING without quotes")
-    _old_text(m, codecs.escape_decode(text[1:-1])[0])  # type: ignore[attr-defined]
+    _old_text(m, codecs.escape_decode(text[1:-1])[0])
 
 
 def _unicode_line(m: _Machine) -> None:
@@ -423,9 +429,7 @@ def _frozenset(m: _Machine) -> None:
 def _put_items(m: _Machine, holder: Any, items: list[Any], *, keyed: bool) -> None:
     if keyed and len(items) % 2:
         raise PickleProblem(f"opcode at byte {m.at + m.base:,}: a key without its value")
-    if keyed and isinstance(holder, Dict):
-        holder.extend(items)
-    elif not keyed and type(holder) in (list, Set):
+    if isinstance(holder, Dict) if keyed else type(holder) in (list, Set):
         holder.extend(items)
     elif isinstance(holder, Call):
         if holder.items is None:

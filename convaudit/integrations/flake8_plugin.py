@@ -82,17 +82,18 @@ class Plugin:
 
 def _problem(finding: Finding, here: str, line: int) -> tuple[int, str]:
     """A finding's line in the file and what is said there; ``line`` is where its model is defined."""
-    from convaudit_reports._figures import clean, one_line, place, steps
+    from convaudit.registry import report_part
 
-    text = one_line(finding.message)
-    layer = clean(finding.layers[0]) if finding.layers else ""
+    figures = report_part("_figures")
+    text = figures.one_line(finding.message)
+    layer = figures.clean(finding.layers[0]) if finding.layers else ""
     if layer and layer not in text:
         text = f"{layer}: {text}"
-    text = f"{finding.rule} {text}" + "".join(f"; {step}" for step in steps(finding.saving)[:1])
+    text = f"{finding.rule} {text}" + "".join(f"; {step}" for step in figures.steps(finding.saving)[:1])
     at = finding.location
     if at is not None and at.path == here:
         return at.line, text
-    return line, text + (f" ({place(at)})" if at else "")
+    return line, text + (f" ({figures.place(at)})" if at else "")
 
 
 def _known(path: Path) -> tuple[AuditResult, dict[str, int]]:

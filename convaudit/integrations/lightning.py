@@ -74,7 +74,9 @@ class ConvauditCallback(Callback):
     def _audit(self, module: LightningModule, folder: Path) -> str | None:
         """Audit and write; what is to be said against the module."""
         from convaudit import audit
-        from convaudit_reports import text
+        from convaudit.registry import report_part
+
+        text = report_part("text")
 
         name = type(module).__name__
         example = self.input if self.input is not None else module.example_input_array

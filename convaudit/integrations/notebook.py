@@ -21,7 +21,9 @@ def fragment(result: AuditResult) -> str:
 def _template() -> Any:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    from convaudit_reports import _figures
+    from convaudit.registry import report_part
+
+    _figures = report_part("_figures")
 
     environment = Environment(
         loader=PackageLoader("convaudit_reports", "templates"), autoescape=True, undefined=StrictUndefined,

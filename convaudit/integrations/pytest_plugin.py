@@ -125,12 +125,12 @@ class Audits:
     def _verdict(self, target: TargetResult) -> Verdict:
         from convaudit.integrations import at_least
         from convaudit.paths import repository_root
+        from convaudit.registry import report_part
         from convaudit.result import assemble
-        from convaudit_reports import text
-        from convaudit_reports._figures import live, one_line
 
+        text, figures = report_part("text"), report_part("_figures")
         levels = at_least(self.settings.fail_on)
-        failing = live(target, *levels) if levels else []
+        failing = figures.live(target, *levels) if levels else []
         places = [finding.location for finding in failing] + [target.location]
         root = Path(repository_root(os.getcwd()))
         path, line = next(
@@ -142,15 +142,15 @@ class Audits:
             said = "it has no parameters" if target.target in self.discovered else None
         if said is not None:
             lenient = target.target in self.discovered and not self.settings.strict
-            return Verdict("skipped" if lenient else "failed", f"not audited: {one_line(said)}", str(path), line)
+            return Verdict("skipped" if lenient else "failed", f"not audited: {figures.one_line(said)}", str(path), line)
         *lines, summary = text.render(assemble([target]), show_info="info" in levels).splitlines()
         return Verdict("failed" if failing else "passed", "\n".join([summary, *lines]), str(path), line)
 
     def pytest_report_header(self) -> list[str]:
         """How many models there are, and what is to be said about the rest."""
-        from convaudit_reports._figures import plural
+        from convaudit.registry import report_part
 
-        return [f"convaudit: {plural(len(self.targets), 'model')}", *(f"convaudit: {line}" for line in self.lines)]
+        return [f"convaudit: {report_part('_figures').plural(len(self.targets), 'model')}", *(f"convaudit: {line}" for line in self.lines)]
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, session: pytest.Session, items: list[pytest.Item]) -> None:

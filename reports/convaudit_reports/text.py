@@ -96,13 +96,24 @@ def _totals(target: TargetResult) -> Line:
         line.append((f", {size(totals.activation_bytes)} activations", ""))
         line.append((f" (peak {size(peak)})" if peak is not None else "", ""))
     if totals.macs is None and target.kind == "checkpoint":
+        if totals.buffers:
+            line.append((f" and {count(totals.buffers)} elements of buffers", ""))
         line.append((f", {size(totals.parameter_bytes)}", ""))
+        if len(totals.bytes_by_dtype) == 1:
+            line.append((f" of {clean(next(iter(totals.bytes_by_dtype)))}", ""))
+        if target.checkpoint is not None and totals.file_bytes is not None:
+            line.append((f", {plural(len(target.checkpoint.tensors), 'tensor')}", ""))
+            line.append((f" ({target.checkpoint.format}, file of {size(totals.file_bytes)}, weights not read)", ""))
     if target.inputs:
         line.append((f", input {inputs(target.inputs)}", ""))
     return line
 
 
 def _limits(target: TargetResult) -> Iterator[Line]:
+    if target.kind == "checkpoint":
+        for note in target.notes[:4]:
+            yield [(f"  {one_line(note)}", "yellow")]
+        return
     why = lower_bound(target)
     if not why:
         return

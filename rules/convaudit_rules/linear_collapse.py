@@ -73,13 +73,11 @@ class LinearCollapse(Rule):
             calls[call.layer] = calls.get(call.layer, 0) + (call.kind in ("conv", "linear"))
         for node, call in context.graph.calls:
             own = call.layer == (call.parameters[0].rpartition(".")[0] if call.parameters else "")
-            frozen = any(
-                not context.graph.parameters[p].requires_grad for p in call.parameters if p in context.graph.parameters
-            )
-            if not own or frozen or (context.attends and call.kind == "linear" and len(call.outputs[0]) > 2):
-                continue  # tied or frozen weights, an attention's projections
+            if not own or (context.attends and call.kind == "linear" and len(call.outputs[0]) > 2):
+                continue  # tied weights, an attention's projections
             pair = self._pair(node, call) if node not in taken and calls[call.layer] == 1 else None
-            if pair is not None and all(calls[n.meta[CALL].layer] == 1 for n in pair.layers):
+            once = pair is not None and all(calls[n.meta[CALL].layer] == 1 for n in pair.layers)
+            if pair is not None and once and not any(self._frozen(context, n.meta[CALL]) for n in pair.layers):
                 pairs.append(pair)
                 taken.update(pair.layers)
         if not pairs:
@@ -136,6 +134,10 @@ class LinearCollapse(Rule):
         if not any(pointwise) or a.out_channels < min(a.in_channels, b.out_channels) or self._behind_depthwise(node):
             return None
         return _Pair(node, tuple(between), reader)
+
+    def _frozen(self, context: Context, call: Call) -> bool:
+        known = context.graph.parameters
+        return any(not known[name].requires_grad for name in call.parameters if name in known)
 
     def _next(self, node: Node) -> list[Node]:
         """The only reader of a value, behind flattens that change nothing of a vector; [] where there are several."""
@@ -220,6 +222,9 @@ class LinearCollapse(Rule):
             Example(lambda: nn.Sequential(nn.Conv2d(8, 64, 3), nn.ReLU(), nn.Conv2d(64, 8, 1)), image, "an activation"),
             Example(lambda: nn.Sequential(nn.Conv2d(8, 64, 3), nn.Upsample(scale_factor=2), nn.Conv2d(64, 8, 1)), image, "upsampling"),
             Example(lambda: nn.Sequential(nn.Linear(8, 64).requires_grad_(False), nn.Linear(64, 8)), ((1, 8),), "frozen"),
+            Example(
+                lambda: nn.Sequential(nn.Conv2d(8, 64, 3), nn.Conv2d(64, 8, 1).requires_grad_(False)), image, "then frozen"
+            ),
             Example(lambda: nn.Sequential(nn.Linear(8, 64), nn.Dropout(0.5), nn.Linear(64, 8)), ((1, 8),), "Dropout"),
             Example(lambda: Between(lambda y, x: y + x), image, "an add between"),
             Example(lambda: Between(lambda y, x: torch.cat([y, x], 1), 16), image, "a concat between"),

@@ -113,3 +113,17 @@ def test_dead_layers_are_named_with_their_macs() -> None:
 
     assert found.layers == ["dead"]
     assert found.evidence == {"macs": 64 * 27 * 16, "share": pytest.approx(2 / 3)}
+
+
+def test_frames_folded_into_the_batch_have_no_small_field() -> None:
+    """A clip of (batch, time, channels, height, width) whose frames a 2-D net reads one by one."""
+
+    class Frames(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+
+        def forward(self, x):
+            return self.net(x.flatten(0, 1)).unflatten(0, (2, 4)).mean(1)
+
+    assert findings(Frames(), torch.empty(2, 4, 3, 64, 64, device="meta"), "CNV205") == []

@@ -1,0 +1,187 @@
+"""Zip archives by their bytes: the central directory against every local header (APPNOTE.TXT 6.3.10). Never extracts."""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from dataclasses import dataclass, field
+from typing import BinaryIO
+
+MAX_DIRECTORY = 64 * 1000**2
+"""Bytes of a central directory that are read."""
+MAX_MEMBERS = 500_000
+
+
+@dataclass
+class Member:
+    """One member: ``start`` is the offset of its data, sizes are in bytes."""
+
+    name: str
+    method: int
+    crc: int
+    packed: int
+    size: int
+    start: int
+
+
+@dataclass
+class Archive:
+    """What an archive lists, and where it contradicts itself."""
+
+    members: list[Member] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def read_at(file: BinaryIO, offset: int, size: int) -> bytes:
+    """Up to ``size`` bytes at ``offset``."""
+    file.seek(offset)
+    return file.read(size)
+
+
+def has_directory(file: BinaryIO, size: int) -> bool:
+    """Whether an end-of-central-directory record stands near the end of the file."""
+    return b"PK\5\6" in read_at(file, max(0, size - 65557), 65557)
+
+
+def read_archive(file: BinaryIO, size: int) -> Archive:
+    """The members of a zip file of ``size`` bytes; what is wrong is listed, never raised."""
+    found = Archive()
+    tail_at = max(0, size - 65557)
+    tail = read_at(file, tail_at, 65557)
+    at = tail.rfind(b"PK\5\6")
+    if at < 0 or at + 22 > len(tail):
+        found.problems.append("it has no central directory: truncated, or no zip file")
+        return found
+    _, disk, _, here, count, length, offset, comment = struct.unpack("<4s4H2LH", tail[at : at + 22])
+    end = tail_at + at
+    if end + 22 + comment != size:
+        found.problems.append(f"{size - end - 22 - comment:,} bytes stand after the end of the archive")
+    if at >= 20 and tail[at - 20 : at - 16] == b"PK\6\7":
+        wide_at = struct.unpack("<Q", tail[at - 12 : at - 4])[0]
+        wide = read_at(file, min(wide_at, size), 56)
+        if len(wide) == 56 and wide[:4] == b"PK\6\6":
+            here, count, length, offset = struct.unpack("<4Q", wide[24:56])
+            end = wide_at
+        else:
+            found.problems.append("its zip64 record is not where it should be")
+    if disk or here != count:
+        found.problems.append("it is one disk of several")
+    if offset + length != end:
+        found.problems.append(f"its central directory is {end - offset - length:,} bytes away from its stated place")
+    if length > MAX_DIRECTORY or count > MAX_MEMBERS:
+        found.problems.append(f"its central directory ({count:,} members, {length:,} bytes) is beyond the limit of {MAX_MEMBERS:,}")
+        return found
+    _entries(file, read_at(file, min(offset, size), length), count, found)
+    _order(file, found, min(offset, size))
+    return found
+
+
+def _entries(file: BinaryIO, directory: bytes, count: int, found: Archive) -> None:
+    at = 0
+    for _ in range(count):
+        head = directory[at : at + 46]
+        if len(head) < 46 or head[:4] != b"PK\1\2":
+            found.problems.append(f"its central directory breaks off after {len(found.members):,} of {count:,} members")
+            return
+        flags, method, _, crc, packed, size, name_size, extra_size, comment = struct.unpack("<2HL3L3H", head[8:34])
+        start = struct.unpack("<L", head[42:46])[0]
+        raw = directory[at + 46 : at + 46 + name_size]
+        extra = directory[at + 46 + name_size : at + 46 + name_size + extra_size]
+        size, packed, start = _wide(extra, [size, packed, start])
+        at += 46 + name_size + extra_size + comment
+        name = raw.decode("utf-8", "backslashreplace")
+        _add(file, found, Member(name, method, crc, packed, size, start), raw, flags)
+    if at != len(directory):
+        found.problems.append(f"its central directory has {len(directory) - at:,} bytes too many")
+
+
+def _wide(extra: bytes, values: list[int]) -> list[int]:
+    """Sizes and offset, those written as 2³²−1 taken from the zip64 field."""
+    at = 0
+    while at + 4 <= len(extra):
+        kind, size = struct.unpack("<2H", extra[at : at + 4])
+        if kind == 1:
+            body = extra[at + 4 : at + 4 + size]
+            for index, value in enumerate(values):
+                if value == 0xFFFFFFFF and len(body) >= 8:
+                    values[index], body = struct.unpack("<Q", body[:8])[0], body[8:]
+            break
+        at += 4 + size
+    return values
+
+
+def _add(file: BinaryIO, found: Archive, member: Member, raw: bytes, flags: int) -> None:
+    name, header = member.name, member.start
+    shown = repr(name[:80])
+    if flags & 1:
+        found.problems.append(f"member {shown} is encrypted")
+    parts = re.split(r"[/\\]", name)
+    if name[:1] in ("/", "\\") or ".." in parts or "\0" in name or re.match(r"[A-Za-z]:", name):
+        found.problems.append(f"member {shown} would be written outside its folder")
+    local = read_at(file, min(header, 2**62), 30)
+    if len(local) < 30 or local[:4] != b"PK\3\4":
+        found.problems.append(f"member {shown} has no local header at byte {header:,}")
+        return
+    local_flags, method, _, crc, packed, size, name_size, extra_size = struct.unpack("<2HL3L2H", local[6:30])
+    rest = file.read(name_size + extra_size)
+    size, packed = _wide(rest[name_size:], [size, packed])
+    if rest[:name_size] != raw:
+        other = rest[:name_size].decode("utf-8", "backslashreplace")
+        found.problems.append(f"member {shown} is called {other[:80]!r} in its local header")
+    if method != member.method or (local_flags ^ flags) & 1:
+        found.problems.append(f"member {shown}: its local header differs from the central one")
+    elif not local_flags & 8 and (crc, packed, size) != (member.crc, member.packed, member.size):
+        found.problems.append(f"member {shown}: its local header gives other sizes or another CRC than the central one")
+    if member.method == 0 and member.packed != member.size:
+        found.problems.append(f"member {shown} is stored, and has two different sizes")
+    member.start = header + 30 + name_size + extra_size
+    found.members.append(member)
+
+
+def _order(file: BinaryIO, found: Archive, directory: int) -> None:
+    """No doubled names, no overlaps, nothing before the first member."""
+    names: dict[str, str] = {}
+    for member in found.members:
+        folded = member.name.casefold()
+        if folded in names:
+            how = "twice" if names[folded] == member.name else f"beside {names[folded][:80]!r}"
+            found.problems.append(f"member {member.name[:80]!r} is there {how}")
+        names[folded] = member.name
+    last, before = 0, ""
+    for member in sorted(found.members, key=lambda m: m.start):
+        if member.start < last:
+            found.problems.append(f"members {before[:80]!r} and {member.name[:80]!r} overlap")
+        last, before = max(last, member.start + member.packed), member.name
+    if last > directory:
+        found.problems.append(f"member {before[:80]!r} reaches {last - directory:,} bytes beyond the members' part of the file")
+    if found.members and read_at(file, 0, 4) != b"PK\3\4":
+        found.problems.append("other bytes stand before the archive")
+
+
+def content(file: BinaryIO, member: Member, limit: int) -> tuple[bytes, str | None]:
+    """Up to ``limit`` unpacked bytes of a member, and why they are not all of it."""
+    if member.method == 0:
+        data = read_at(file, member.start, min(member.packed, limit))
+    elif member.method == 8:
+        unpack = zlib.decompressobj(-15)
+        pieces, left, at, end = [], limit, member.start, member.start + member.packed
+        try:
+            while left > 0 and not unpack.eof:
+                packed = unpack.unconsumed_tail or read_at(file, at, min(1 << 16, end - at))
+                if not packed:
+                    break
+                if not unpack.unconsumed_tail:
+                    at += len(packed)
+                pieces.append(unpack.decompress(packed, left))
+                left -= len(pieces[-1])
+        except zlib.error as error:
+            return b"".join(pieces), f"cannot be unpacked: {error}"
+        data = b"".join(pieces)
+        if not unpack.eof and len(data) >= limit:
+            return data, f"unpacks to more than {limit:,} bytes (--max-pickle)"
+    else:
+        return b"", f"is packed by method {member.method}, which torch does not read"
+    if member.size > limit:
+        return data, f"has {member.size:,} bytes, more than {limit:,} (--max-pickle)"
+    return data, None if len(data) == member.size else f"has {len(data):,} of its {member.size:,} bytes"

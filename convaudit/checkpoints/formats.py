@@ -1,0 +1,508 @@
+"""A file becomes a :class:`Checkpoint`: its format by its first bytes, then headers and pickles, never a storage."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import struct
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+from convaudit.checkpoints import pickle_reader
+from convaudit.checkpoints.archive import Member, content, has_directory, read_archive, read_at
+from convaudit.checkpoints.pickle_reader import MAX_PICKLE, Reading
+from convaudit.checkpoints.tensors import BITS, UNKNOWN, Storage, Table, role_of, size_of, table_of
+from convaudit.errors import TargetError
+from convaudit.result import GlobalRow, TensorRow
+
+SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".pt2", ".pkl", ".th", ".tar", ".index.json")
+"""Suffixes worth a look in a folder; what a file is, its first bytes say."""
+MAX_HEADER = 100 * 1000**2
+"""Bytes of a safetensors header, the official library's own limit."""
+_MAGIC = 0x1950A86A20F9469CFC6C
+"""First pickle of a legacy file (``torch/serialization.py``, MAGIC_NUMBER)."""
+_MAGIC_BYTES = b"\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
+_SNIFFED = 1 << 20
+"""Bytes of a member that are read where it only looks like a pickle."""
+_OLD_PICKLE = re.compile(rb"(?:c|i)[A-Za-z_][\w.]{0,200}\r?\n[A-Za-z_][\w.]{0,200}\r?\n")
+_NATIVE = (".so", ".dll", ".dylib", ".pyd", ".py", ".pyc", ".exe")
+
+_SAFETENSORS = {
+    "F64": ("float64", 64), "F32": ("float32", 32), "F16": ("float16", 16), "BF16": ("bfloat16", 16), "I64": ("int64", 64),
+    "I32": ("int32", 32), "I16": ("int16", 16), "I8": ("int8", 8), "U8": ("uint8", 8), "U16": ("uint16", 16),
+    "U32": ("uint32", 32), "U64": ("uint64", 64), "BOOL": ("bool", 8), "C64": ("complex64", 64),
+    "F8_E5M2": ("float8_e5m2", 8), "F8_E4M3": ("float8_e4m3fn", 8), "F8_E8M0": ("float8_e8m0fnu", 8),
+    "F8_E4M3FNUZ": ("float8_e4m3fnuz", 8), "F8_E5M2FNUZ": ("float8_e5m2fnuz", 8), "F4": ("float4_e2m1fn_x2", 4),
+    "F6_E2M3": ("float6_e2m3", 6), "F6_E3M2": ("float6_e3m2", 6),
+}  # fmt: skip
+"""torch's dtype and bits by safetensors' name (safetensors 0.8, ``Dtype``)."""
+
+_EXPORTED = {
+    1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 6: "float16", 7: "float32", 8: "float64", 9: "complex32",
+    10: "complex64", 11: "complex128", 12: "bool", 13: "bfloat16", 28: "uint16", 29: "float8_e4m3fn", 30: "float8_e5m2",
+    31: "float8_e4m3fnuz", 32: "float8_e5m2fnuz",
+}  # fmt: skip
+"""torch's dtype by its number in an exported program (``torch._export.serde.schema.ScalarType``)."""
+
+Format = Literal["safetensors", "torch-zip", "torch-legacy", "torchscript", "pt2", "sharded", "pickle"]
+
+
+@dataclass
+class Checkpoint:
+    """What was read of one file. ``problems`` are contradictions, ``notes`` are not; counts are of elements."""
+
+    path: str
+    format: Format
+    file_bytes: int
+    tensors: list[TensorRow] = field(default_factory=list)
+    globals: list[GlobalRow] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+    """Tensors whose shape or dtype could not be told."""
+    codes: list[str] = field(default_factory=list)
+    """Members that hold native or Python code."""
+    parameters: int = 0
+    buffers: int = 0
+    parameter_bytes: int = 0
+    bytes_by_dtype: dict[str, int] = field(default_factory=dict)
+    counted: set[tuple[Any, ...]] = field(default_factory=set)
+
+    def count(self, row: TensorRow, identity: tuple[Any, ...], *, listed: bool = True) -> None:
+        """Add a row; parameters and buffers that share storage, place and shape count once."""
+        if listed:
+            self.tensors.append(row)
+        if row.role not in ("parameter", "buffer") or row.shape is None or identity in self.counted:
+            return
+        self.counted.add(identity)
+        elements = 1
+        for size in row.shape:
+            elements *= size
+        if row.role == "buffer":
+            self.buffers += elements
+            return
+        self.parameters += elements
+        self.parameter_bytes += row.bytes or 0
+        self.bytes_by_dtype[row.dtype] = self.bytes_by_dtype.get(row.dtype, 0) + (row.bytes or 0)
+
+
+def refusal(head: bytes) -> str | None:
+    """What a file is that is no checkpoint, by its first 512 bytes; None where that cannot be told."""
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n")[:32].lower()
+    if not head:
+        return "an empty file"
+    if head.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer: the file itself was not downloaded (git lfs pull)"
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "an HTML page: an error page, or a link that was not the file's own"
+    if head.startswith(b"\x1f\x8b"):
+        return "a gzip file: unpack it first"
+    if head[257:262] == b"ustar":
+        return "a tar file: torch 0.1 saved such; load it with an old torch and save it anew, or unpack it"
+    if head.startswith(b"\x89HDF"):
+        return "an HDF5 file, which is not read"
+    if head.startswith(b"GGUF"):
+        return "a GGUF file, which is not read"
+    return None
+
+
+def recognise(head: bytes, name: str, size: int) -> str | None:
+    """``zip``, ``safetensors``, ``pickle`` or ``sharded`` by the first bytes; the name decides where they are too few."""
+    if name.endswith(".index.json"):
+        return "sharded"
+    if refusal(head):
+        return None
+    if head.startswith((b"PK\3\4", b"PK\5\6")) or (len(head) < 4 and b"PK\3\4".startswith(head)):
+        return "zip"
+    if _MAGIC_BYTES in head[:32] or (head[0] == 0x80 and (len(head) < 2 or head[1] <= 5)):
+        return "pickle"
+    if name.endswith(".safetensors") or (len(head) > 8 and head[8:9] == b"{" and head[7] == 0):
+        return "safetensors"
+    if _OLD_PICKLE.match(head.lstrip(b"(")) or head[:2] in (b"(d", b"(l", b"(t"):
+        return "pickle"
+    return None
+
+
+def sniff(path: str) -> tuple[str | None, str | None]:
+    """The kind of a file by its first bytes, and what else it is. Raises :class:`OSError`."""
+    size = os.stat(path).st_size
+    with open(path, "rb") as file:
+        head = file.read(512)
+        kind = recognise(head, os.path.basename(path), size)
+        if kind is None and not refusal(head) and has_directory(file, size):
+            kind = "zip"
+        elif kind is None and not refusal(head) and _unpickles(read_at(file, 0, 1 << 16)):
+            kind = "pickle"
+    return kind, None if kind else refusal(head) or "no checkpoint that convaudit knows"
+
+
+def _unpickles(data: bytes) -> bool:
+    """Whether bytes are a pickle without a header that would import something before it ends or breaks."""
+    reading = pickle_reader.read(data)
+    return reading.problem is None or any(
+        name.replace(".", "").isidentifier() and module.replace(".", "").isidentifier() for module, name in reading.globals
+    )
+
+
+def read_checkpoint(path: str, *, max_pickle: int = MAX_PICKLE) -> Checkpoint:
+    """Read a checkpoint's headers and pickles. Raises :class:`TargetError` where it is none, or is not readable."""
+    try:
+        kind, other = sniff(path)
+        if kind is None:
+            raise TargetError("read", f"{path}: {other}", kind="NoCheckpoint")
+        size = os.stat(path).st_size
+        made = Checkpoint(path, "safetensors", size)
+        with open(path, "rb") as file:
+            _READERS[kind](made, file, size, max_pickle)
+    except OSError as error:
+        raise TargetError("read", f"{path}: cannot be read: {error.strerror or error}", kind=type(error).__name__) from error
+    _prefixes(made)
+    return made
+
+
+def _prefixes(made: Checkpoint) -> None:
+    names = [row.name for row in made.tensors if row.role in ("parameter", "buffer")]
+    for prefix, whose in (("module.", "DataParallel"), ("_orig_mod.", "torch.compile"), ("model.", "a wrapping module")):
+        if names and all(name.startswith(prefix) for name in names):
+            made.notes.append(f"every name begins with {prefix!r} ({whose})")
+
+
+# safetensors
+
+
+def _safetensors(made: Checkpoint, file: BinaryIO, size: int, max_pickle: int) -> None:
+    head = read_at(file, 0, 8)
+    length = int.from_bytes(head, "little")
+    if len(head) < 8 or length > size - 8:
+        made.problems.append(f"its header is to have {length:,} bytes; the file has {size:,}")
+        return
+    if length > MAX_HEADER:
+        made.problems.append(f"its header of {length:,} bytes is beyond the limit of {MAX_HEADER:,}")
+        return
+    doubled: list[str] = []
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            names = [name for name, _ in pairs]
+            doubled.extend(name for name in found if names.count(name) > 1)
+        return found
+
+    try:
+        header = json.loads(read_at(file, 8, length), object_pairs_hook=once)
+    except (ValueError, RecursionError) as error:
+        made.problems.append(f"its header is not JSON: {str(error)[:120]}")
+        return
+    if not isinstance(header, dict):
+        made.problems.append("its header is no JSON object")
+        return
+    made.problems += [f"key {name[:80]!r} is there more than once" for name in doubled[:5]]
+    header.pop("__metadata__", None)
+    spans = []
+    for name, entry in header.items():
+        span = _entry(made, name, entry)
+        if span is not None:
+            spans.append((*span, name))
+    last = 0
+    for begin, end, name in sorted(spans):
+        if begin != last:
+            made.problems.append(f"{name[:80]}: its data {'overlaps what stands before' if begin < last else 'leaves a gap before it'}")
+        last = max(last, end)
+    if last != size - 8 - length:
+        made.problems.append(f"its tensors take {last:,} bytes; the file holds {size - 8 - length:,}")
+
+
+def _entry(made: Checkpoint, name: str, entry: Any) -> tuple[int, int] | None:
+    shown = name[:80]
+    try:
+        kind, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        numbers = [*shape, begin, end]
+    except (TypeError, KeyError, ValueError):
+        made.problems.append(f"{shown}: its entry is not dtype, shape and data_offsets")
+        return None
+    if not isinstance(kind, str) or not isinstance(shape, list) or any(type(n) is not int or not 0 <= n < 2**63 for n in numbers) or end < begin:
+        made.problems.append(f"{shown}: a negative, absurd or reversed size or offset")
+        return None
+    dtype, bits = _SAFETENSORS.get(kind, (UNKNOWN, 0))
+    elements = 1
+    for n in shape:
+        elements *= n
+    if not bits:
+        made.unknown.append(name)
+        made.notes.append(f"{shown}: unknown dtype {kind[:32]!r}")
+    elif elements * bits != (end - begin) * 8:
+        made.problems.append(f"{shown}: {kind} of shape {shape[:8]} takes {-(-elements * bits // 8):,} bytes, not {end - begin:,}")
+    made.count(TensorRow(name, shape, dtype, end - begin, str(begin), role_of(name, dtype)), (made.path, begin, name))
+    return begin, end
+
+
+# Pickles
+
+
+def _pickle_file(made: Checkpoint, file: BinaryIO, size: int, max_pickle: int) -> None:
+    made.format = "pickle"
+    readings: list[Reading] = []
+    window, data = 1 << 20, b""
+    while True:
+        data = read_at(file, 0, min(window, size, max_pickle))
+        readings = _in_a_row(data, 5 if _MAGIC_BYTES in data[:32] else 100)
+        short = readings[-1].problem is not None and readings[-1].problem.truncated
+        short = short or (len(readings) < 5 and readings[-1].end >= len(data))
+        if not short or len(data) >= min(size, max_pickle):
+            break
+        window *= 8
+    legacy = _MAGIC_BYTES in data[:32] or readings[0].value == _MAGIC
+    made.format = "torch-legacy" if legacy else "pickle"
+    names = ("magic number", "protocol version", "system info", "objects", "storage keys")
+    for index, reading in enumerate(readings):
+        member = (names[index] if index < 5 else f"pickle {index + 1}") if legacy else f"pickle {index + 1}"
+        _record(made, reading, member if len(readings) > 1 or legacy else "pickle")
+    broken = readings[-1].problem
+    if broken is not None:
+        limited = len(data) < size and broken.truncated
+        made.problems.append(f"its pickle goes beyond {max_pickle:,} bytes (--max-pickle)" if limited else str(broken))
+    if not legacy:
+        for reading in readings:
+            _table(made, table_of(reading.value, ""), None)
+        if broken is None and readings[-1].end < size:
+            made.problems.append(f"{size - readings[-1].end:,} bytes stand after the last pickle")
+        return
+    if len(readings) > 3:
+        table = table_of(readings[3].value, "")
+        _table(made, table, None)
+        if readings[0].value != _MAGIC and readings[0].problem is None:
+            made.problems.append("its magic number is not torch's")
+        if len(readings) == 5 and broken is None:
+            _legacy_storages(made, file, size, readings[4], table)
+    if broken is None and len(readings) < 5:
+        made.problems.append(f"it has {len(readings)} of a legacy file's five pickles")
+
+
+def _in_a_row(data: bytes, most: int) -> list[Reading]:
+    readings = [pickle_reader.read(data)]
+    while readings[-1].problem is None and len(readings) < most and readings[-1].end < len(data):
+        reading = pickle_reader.read(data, readings[-1].end)
+        if reading.problem is not None and not reading.globals and most > 5:
+            break  # other bytes
+        readings.append(reading)
+    return readings
+
+
+def _legacy_storages(made: Checkpoint, file: BinaryIO, size: int, keys: Reading, table: Table) -> None:
+    at = keys.end
+    if not isinstance(keys.value, list):
+        made.problems.append("its storage keys are no list")
+        return
+    given = [str(key) for key in keys.value if isinstance(key, (str, int))]
+    if len(given) != len(keys.value) or len(set(given)) != len(given):
+        made.problems.append("its storage keys are doubled or no texts")
+    for key in given:
+        storage = table.storages.get(key)
+        if storage is None or storage.dtype not in BITS:
+            made.notes.append(f"storage {key[:40]} is of an unknown type: what follows it was not checked")
+            return
+        head = read_at(file, at, 8)
+        if len(head) < 8:
+            made.problems.append(f"it ends before storage {key[:40]}")
+            return
+        elements = struct.unpack("<q", head)[0]
+        if elements != storage.elements:
+            made.problems.append(f"storage {key[:40]} holds {elements:,} elements where {storage.elements:,} are named")
+            return
+        at += 8 + (size_of(elements, storage.dtype) or 0)
+    missing = [key for key in table.storages if key not in set(given)]
+    if missing:
+        made.problems.append(f"storage {missing[0][:40]} is named and not there" + (f", and {len(missing) - 1} more" if missing[1:] else ""))
+    if at != size:
+        made.problems.append(f"it ends {at - size:,} bytes early" if at > size else f"{size - at:,} bytes stand after its storages")
+
+
+def _record(made: Checkpoint, reading: Reading, member: str) -> None:
+    made.globals += [
+        GlobalRow(use.name, use.tier, use.called, member, use.offset, use.arguments) for use in reading.globals.values()
+    ]
+
+
+def _table(made: Checkpoint, table: Table, missing: Callable[[Storage], str | None] | None) -> None:
+    for row, tensor in zip(table.rows, table.tensors):
+        place = (made.path, row.storage, tensor.offset, tensor.shape, tensor.stride) if tensor.storage else (row.name,)
+        made.count(row, place)
+    made.problems += table.problems[:20]
+    made.unknown += table.unknown
+    if missing is not None:
+        made.problems += [said for storage in table.storages.values() if (said := missing(storage))][:20]
+
+
+# Zip archives
+
+
+def _zip(made: Checkpoint, file: BinaryIO, size: int, max_pickle: int) -> None:
+    made.format = "torch-zip"
+    archive = read_archive(file, size)
+    made.problems += archive.problems[:50]
+    members = archive.members
+    sizes = {member.name: member.size for member in members}
+    names = set(sizes)
+    roots = sorted({name[: -len("data.pkl")] for name in names if name == "data.pkl" or name.endswith("/data.pkl")})
+    constants = any(name.endswith("constants.pkl") for name in names) and any("/code/" in name for name in names)
+    packaged = any(name.endswith(("archive_format", "serialized_exported_program.json")) or "/models/" in name for name in names)
+    if constants:
+        made.format = "torchscript"
+    elif made.path.endswith(".pt2") or (packaged and not roots):
+        made.format = "pt2"
+    if len(roots) > 1:
+        made.problems.append(f"it has {len(roots)} data.pkl: {', '.join(roots[:3])}")
+    if not roots and made.format == "torch-zip" and members:
+        made.problems.append("it has no data.pkl")
+    wrong = []
+    for member in members:
+        if made.format != "torchscript" or "/code/" not in member.name:
+            elf = member.method == 0 and member.packed > 4 and read_at(file, member.start, 4) == b"\x7fELF"
+            if elf or member.name.lower().endswith(_NATIVE):
+                made.codes.append(member.name)
+        pickled = member.name.endswith((".pkl", ".debug_pkl"))
+        head, _ = content(file, member, 512)
+        if head.startswith(b"PK\3\4"):
+            made.notes.append(f"member {member.name[:80]!r} is an archive in the archive; it was not read")
+        if not pickled and not looks_like_pickle(head):
+            continue
+        wrong += _pickled_member(made, file, member, pickled, max_pickle, sizes)
+    if made.format == "pt2":
+        _exported(made, file, members, max_pickle)
+    if wrong:
+        (made.problems if made.problems else made.notes).extend(f"member {name[:80]!r} has a wrong CRC" for name in wrong)
+
+
+def _exported(made: Checkpoint, file: BinaryIO, members: list[Member], max_pickle: int) -> None:
+    """The weights that an exported program's ``data/weights/*_config.json`` lists (``torch/export/pt2_archive``, 2.13)."""
+    sizes = {member.name: member.size for member in members}
+    known = False
+    for member in members:
+        folder, _, name = member.name.rpartition("/")
+        if not folder.endswith("data/weights") or not name.endswith("_config.json"):
+            continue
+        known = True
+        try:
+            config = json.loads(content(file, member, max_pickle)[0])["config"]
+            for key, entry in config.items():
+                meta, path = entry["tensor_meta"], f"{folder}/{entry['path_name']}"
+                shape = [size["as_int"] for size in meta["sizes"]]
+                dtype = _EXPORTED.get(meta["dtype"], UNKNOWN)
+                if not all(type(n) is int and 0 <= n < 2**63 for n in shape):
+                    raise ValueError(f"{key[:80]} has no plain shape")
+                elements = 1
+                for n in shape:
+                    elements *= n
+                if path not in sizes:
+                    made.problems.append(f"weight {path[:80]!r} is named and not there")
+                if dtype == UNKNOWN or entry.get("use_pickle"):
+                    made.unknown.append(key)
+                role: Literal["parameter", "buffer"] = "parameter" if entry["is_param"] else "buffer"
+                row = TensorRow(key, shape, dtype, size_of(elements, dtype), entry["path_name"], role)
+                made.count(row, (path, str(meta.get("storage_offset")), str(meta.get("strides")), tuple(shape)))
+        except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
+            made.problems.append(f"member {member.name[:80]!r} lists no weights: {type(error).__name__}: {str(error)[:80]}")
+    if not known:
+        made.unknown.append("all of an older .pt2's weights")
+
+
+def looks_like_pickle(head: bytes) -> bool:
+    """Whether bytes could be the start of a pickle: PROTO, or a GLOBAL or INST of protocols 0 and 1 near the start."""
+    return (len(head) > 1 and head[0] == 0x80 and head[1] <= 5) or _OLD_PICKLE.search(head) is not None
+
+
+def _pickled_member(
+    made: Checkpoint, file: BinaryIO, member: Member, named: bool, max_pickle: int, sizes: dict[str, int]
+) -> list[str]:
+    """Read a member that is, or looks like, a pickle; its name where its CRC is wrong."""
+    data, short = content(file, member, max_pickle if named else min(_SNIFFED, max_pickle))
+    reading = pickle_reader.read(data)
+    if not named:
+        telling = any(use.tier != "tensors" for use in reading.globals.values())
+        if reading.globals and (telling or reading.problem is None):
+            _record(made, reading, member.name)
+            made.problems.append(f"member {member.name[:80]!r} is a pickle where none should be")
+        return []
+    rest = _in_a_row(data, 100)
+    for one in rest:
+        _record(made, one, member.name)
+    if short:
+        made.problems.append(f"member {member.name[:80]!r} {short}")
+    elif rest[-1].problem is not None:
+        made.problems.append(f"member {member.name[:80]!r}: {rest[-1].problem}")
+    elif (len(rest) > 1 or reading.end != len(data)) and not member.name.endswith(".debug_pkl"):
+        made.problems.append(f"member {member.name[:80]!r}: {len(data) - reading.end:,} bytes stand after its pickle")
+    if member.name.endswith("data.pkl") and (member.name == "data.pkl" or member.name.endswith("/data.pkl")):
+        root = member.name[: -len("data.pkl")]
+        _table(made, table_of(reading.value, "data/"), _presence(root, sizes))
+    return [] if short or zlib.crc32(data) == member.crc else [member.name]
+
+
+def _presence(root: str, sizes: dict[str, int]) -> Callable[[Storage], str | None]:
+    def missing(storage: Storage) -> str | None:
+        size, wanted = sizes.get(f"{root}data/{storage.key}"), size_of(storage.elements, storage.dtype)
+        if size is None:
+            return f"storage data/{storage.key[:40]} is named and not there"
+        if wanted is not None and size != wanted:
+            return f"storage data/{storage.key[:40]} has {size:,} bytes where {wanted:,} are named"
+        return None
+
+    return missing
+
+
+# Shards
+
+
+def _sharded(made: Checkpoint, file: BinaryIO, size: int, max_pickle: int) -> None:
+    made.format = "sharded"
+    if size > MAX_HEADER:
+        made.problems.append(f"the index has {size:,} bytes, beyond the limit of {MAX_HEADER:,}")
+        return
+    try:
+        places = json.loads(file.read())["weight_map"]
+        wanted = {str(name): str(shard) for name, shard in places.items()}
+    except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
+        raise TargetError("read", f"{made.path}: no index of shards (no weight_map)", kind="NoCheckpoint") from error
+    folder = Path(made.path).parent.resolve()
+    store = {folder, Path(made.path).resolve().parent}  # a hub's cache links both the index and its shards into one store
+    held: dict[str, str] = {}
+    for shard in sorted(set(wanted.values())):
+        path = folder / shard
+        if os.path.basename(shard) != shard or shard in ("", ".", "..") or path.resolve().parent not in store:
+            made.problems.append(f"shard {shard[:80]!r} lies outside the index's folder; it was not opened")
+            continue
+        if not path.is_file():
+            made.problems.append(f"shard {shard[:80]!r} is not there")
+            continue
+        try:
+            part = read_checkpoint(str(path), max_pickle=max_pickle)
+        except TargetError as error:
+            made.problems.append(f"shard {shard[:80]!r}: {str(error).removeprefix(f'{path}: ')}")
+            continue
+        made.file_bytes += part.file_bytes
+        made.problems += [f"{shard[:80]}: {said}" for said in part.problems]
+        made.notes += [f"{shard[:80]}: {said}" for said in part.notes]
+        made.unknown += part.unknown
+        made.codes += [f"{shard}: {name}" for name in part.codes]
+        for used in part.globals:
+            used.member = f"{shard}: {used.member}"
+            made.globals.append(used)
+        for row in part.tensors:
+            if row.name in held:
+                made.problems.append(f"{row.name[:80]} is in {held[row.name]} and in {shard[:80]}")
+            held[row.name] = shard
+            place = row.storage
+            row.storage = f"{shard}:{place}" if place is not None else None
+            made.count(row, (shard, place, row.name if part.format == "safetensors" else tuple(row.shape or ())))
+    absent = [name for name, shard in wanted.items() if held.get(name) != shard]
+    if absent and not made.problems:
+        made.problems.append(f"{absent[0][:80]} is not in its shard" + (f", and {len(absent) - 1} more" if absent[1:] else ""))
+
+
+_READERS: dict[str, Callable[[Checkpoint, BinaryIO, int, int], None]] = {
+    "safetensors": _safetensors, "pickle": _pickle_file, "zip": _zip, "sharded": _sharded,
+}  # fmt: skip

@@ -1,0 +1,288 @@
+"""The tensor table of a pickle: what its rebuild calls say, without their storages (``torch/_utils.py``, 2.13)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from convaudit.checkpoints.pickle_reader import Call, Dict, Global, Persistent
+from convaudit.result import TensorRow
+
+Role = Literal["parameter", "buffer", "optimizer", "ema", "other"]
+UNKNOWN = "unknown"
+MAX_TENSORS = 1_000_000
+
+BITS = {
+    "float64": 64, "float32": 32, "float16": 16, "bfloat16": 16, "int64": 64, "int32": 32, "int16": 16, "int8": 8,
+    "uint8": 8, "uint16": 16, "uint32": 32, "uint64": 64, "bool": 8, "complex32": 32, "complex64": 64, "complex128": 128,
+    "float8_e4m3fn": 8, "float8_e4m3fnuz": 8, "float8_e5m2": 8, "float8_e5m2fnuz": 8, "float8_e8m0fnu": 8,
+    "float4_e2m1fn_x2": 8, "qint8": 8, "quint8": 8, "qint32": 32, "quint4x2": 4, "quint2x4": 2, "bits8": 8, "bits16": 16,
+    "bits1x8": 8, "bits2x4": 8, "bits4x2": 8,
+}  # fmt: skip
+"""Bits an element takes in a storage, by torch's name of its dtype."""
+STORAGES = {
+    "Double": "float64", "Float": "float32", "Half": "float16", "Long": "int64", "Int": "int32", "Short": "int16",
+    "Char": "int8", "Byte": "uint8", "Bool": "bool", "BFloat16": "bfloat16", "ComplexDouble": "complex128",
+    "ComplexFloat": "complex64", "QInt8": "qint8", "QInt32": "qint32", "QUInt8": "quint8", "QUInt4x2": "quint4x2",
+    "QUInt2x4": "quint2x4", "Untyped": "uint8",
+}  # fmt: skip
+"""Element type by the first part of a storage class's name (``torch.storage._dtype_to_storage_type_map``)."""
+
+_MODELS = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights", "params", "model_state")
+_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+_INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "bool")
+
+
+@dataclass
+class Storage:
+    """A storage as a persistent id names it: its key, element type and size in elements."""
+
+    key: str
+    dtype: str
+    elements: int
+
+
+@dataclass
+class Tensor:
+    """A tensor as its rebuild call describes it; None is not known. Offsets and strides are in elements."""
+
+    shape: tuple[int, ...] | None
+    dtype: str
+    storage: Storage | None = None
+    offset: int = 0
+    stride: tuple[int, ...] | None = None
+    bytes: int | None = None
+    parameter: bool = False
+
+    def elements(self) -> int | None:
+        """How many elements the shape holds."""
+        if self.shape is None:
+            return None
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count
+
+
+@dataclass
+class Table:
+    """Rows of one pickle and what could not be told."""
+
+    rows: list[TensorRow] = field(default_factory=list)
+    tensors: list[Tensor] = field(default_factory=list)
+    storages: dict[str, Storage] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+
+
+def size_of(elements: int | None, dtype: str) -> int | None:
+    """Bytes that a number of elements takes; None where the dtype or the number is not known."""
+    return None if elements is None or dtype not in BITS else -(-elements * BITS[dtype] // 8)
+
+
+def storage_of(value: Any) -> Storage | None:
+    """The storage of a persistent id ``("storage", class, key, location, elements[, view])``."""
+    if not isinstance(value, Persistent) or not isinstance(value.id, tuple) or len(value.id) < 5:
+        return None
+    word, kind, key, _, elements = value.id[:5]
+    if word not in ("storage", b"storage") or not isinstance(elements, int) or not isinstance(key, (str, int)):
+        return None
+    name = kind.name if isinstance(kind, Global) else ""
+    return Storage(str(key), STORAGES.get(name.removesuffix("Storage"), UNKNOWN), elements)
+
+
+def tensor_of(value: Any) -> Tensor | None:
+    """The tensor that a call rebuilds; None where it is no tensor."""
+    parameter = False
+    for _ in range(8):  # a Parameter of a subclass of a tensor …
+        if not isinstance(value, Call) or not isinstance(value.function, Global):
+            return None
+        module, name = value.function.module, value.function.name
+        args = value.args if isinstance(value.args, tuple) else ()
+        if (module, name) == ("torch._tensor", "_rebuild_from_type_v2") and len(args) >= 3:
+            value = Call(args[0], args[2])
+            parameter = parameter or (isinstance(args[1], Global) and args[1].name == "Parameter")
+        elif name in ("_rebuild_parameter", "_rebuild_parameter_with_state", "Parameter") and args:
+            parameter, value = True, args[0]
+        else:
+            break
+    else:
+        return None
+    made = _rebuilt(module, name, args, value.state)
+    if made is not None:
+        made.parameter = parameter
+    return made
+
+
+def _rebuilt(module: str, name: str, args: tuple[Any, ...], state: Any) -> Tensor | None:
+    if module in ("torch", "torch.cuda") and name.endswith("Tensor"):  # tensors of torch 0.1: BUILD with set_()'s arguments
+        if not isinstance(state, tuple) or len(state) < 4:
+            return None
+        return _strided(state, None)
+    if module != "torch._utils":
+        return None
+    if name in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_qtensor") and len(args) >= 4:
+        return _strided(args, None)
+    if name == "_rebuild_tensor_v3" and len(args) >= 7:
+        return _strided(args, _dtype(args[6]))
+    if name == "_rebuild_meta_tensor_no_storage" and len(args) >= 3:
+        return Tensor(_ints(args[1]), _dtype(args[0]), bytes=0)
+    if name == "_rebuild_wrapper_subclass" and len(args) >= 3:
+        return Tensor(_ints(args[2]), _dtype(args[1]))
+    if name == "_rebuild_sparse_tensor" and len(args) == 2 and isinstance(args[1], tuple):
+        parts = [tensor_of(part) for part in args[1] if not isinstance(part, tuple)]
+        shape = next((found for part in args[1] if tensor_of(part) is None and (found := _ints(part)) is not None), None)
+        held = [part for part in parts if part is not None]
+        values = held[-1] if held else None
+        sizes = [size_of(part.elements(), part.dtype) for part in held]
+        known = None if not sizes or None in sizes else sum(size or 0 for size in sizes)
+        return Tensor(shape, values.dtype if values else UNKNOWN, values.storage if values else None, bytes=known)
+    if name == "_rebuild_device_tensor_from_cpu_tensor" and args:
+        return tensor_of(args[0])
+    if name in ("_rebuild_nested_tensor", "_rebuild_device_tensor_from_numpy"):
+        return Tensor(None, _dtype(args[1]) if name.endswith("numpy") and len(args) > 1 else UNKNOWN)
+    return None
+
+
+def _strided(args: tuple[Any, ...], dtype: str | None) -> Tensor:
+    storage = storage_of(args[0])
+    found = dtype or (storage.dtype if storage else UNKNOWN)
+    made = Tensor(_ints(args[2]), found, storage, args[1] if isinstance(args[1], int) else 0, _ints(args[3]))
+    made.bytes = size_of(made.elements(), found)
+    return made
+
+
+def _dtype(value: Any) -> str:
+    return value.name if isinstance(value, Global) and value.module == "torch" and value.name in BITS else UNKNOWN
+
+
+def _ints(value: Any) -> tuple[int, ...] | None:
+    """A shape or stride: a tuple, or a ``torch.Size`` of one."""
+    if isinstance(value, Call) and isinstance(value.args, tuple) and len(value.args) == 1:
+        value = value.args[0]
+    if isinstance(value, (tuple, list)) and len(value) <= 64 and all(type(n) is int and abs(n) < 2**63 for n in value):
+        return tuple(value)
+    return None
+
+
+def table_of(root: Any, where: str) -> Table:
+    """Every tensor reachable from a pickle's value; ``where`` is put before storage names (``data/``).
+
+    Names are the keys of the file joined by dots, without those of the wrapper that holds a state_dict.
+    """
+    table = Table()
+    seen: set[int] = set()
+    waiting: list[tuple[Any, str, Role | None]] = [(root, "", None)]
+    while waiting:
+        value, name, role = waiting.pop()
+        if isinstance(value, Call):
+            tensor = tensor_of(value)
+            if tensor is not None:
+                _add(table, tensor, name, role, where)
+                if len(table.rows) >= MAX_TENSORS:
+                    table.problems.append(f"more than {MAX_TENSORS:,} tensors; the rest is not listed")
+                    break
+                continue
+        elif isinstance(value, Persistent):
+            storage = storage_of(value)
+            if storage is not None:
+                table.storages.setdefault(storage.key, storage)
+            continue
+        elif not isinstance(value, (list, tuple)):
+            continue
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        waiting += reversed(_children(value, name, role, value is root))
+    return table
+
+
+def _children(value: Any, name: str, role: Role | None, is_root: bool) -> list[tuple[Any, str, Role | None]]:
+    if isinstance(value, Dict):
+        return _entries(value, name, role, is_root)
+    if isinstance(value, (tuple, list)):
+        kept: Role | None = role or (None if is_root else "other")
+        return [(item, f"{name}.{i}".lstrip("."), kept) for i, item in enumerate(value) if isinstance(item, (list, tuple, Call, Persistent))]
+    found: list[tuple[Any, str, Role | None]] = []
+    if value.items is not None:
+        found += _entries(value.items, name, role, is_root)
+    state = value.state[0] if isinstance(value.state, tuple) and len(value.state) == 2 else value.state
+    keys = state[::2] if isinstance(state, Dict) else []
+    if "_parameters" in keys and "_modules" in keys:  # an nn.Module, pickled whole
+        for key, item in state.pairs():
+            part: Role | None = {"_parameters": "parameter", "_buffers": "buffer", "_modules": role}.get(str(key), "other")
+            inner = name if key in ("_parameters", "_buffers", "_modules") else f"{name}.{_key(key)}".lstrip(".")
+            found.append((item, inner, part))
+    elif value.items is None or not is_root:
+        found.append((state, name, role))
+    if isinstance(value.args, tuple):
+        found += [(item, name, role or "other") for item in value.args if isinstance(item, (list, tuple, Call, Persistent))]
+    return found
+
+
+def _entries(entries: Dict, name: str, role: Role | None, is_root: bool) -> list[tuple[Any, str, Role | None]]:
+    found: list[tuple[Any, str, Role | None]] = []
+    bare = is_root and any(tensor_of(item) is not None for item in entries[1::2])
+    for key, item in entries.pairs():
+        if not isinstance(item, (list, tuple, Call, Persistent)):
+            continue
+        word, inner = _key(key), role
+        path = f"{name}.{word}" if name else word
+        if is_root and not bare and role is None:
+            if word in _MODELS:
+                path, inner = "", None
+            elif "ema" in word.lower().split("_"):
+                inner = "ema"
+            elif word.startswith("optim") or "optimizer" in word:
+                inner = "optimizer"
+            else:
+                inner = "other"
+        found.append((item, path, inner))
+    return found
+
+
+def _key(key: Any) -> str:
+    return key if isinstance(key, str) else str(key) if isinstance(key, (int, float)) else key.decode("utf-8", "backslashreplace") if isinstance(key, bytes) else "…"
+
+
+def _add(table: Table, tensor: Tensor, name: str, role: Role | None, where: str) -> None:
+    storage = tensor.storage
+    if role is None:
+        role = role_of(name, tensor.dtype)
+    if storage is not None:
+        known = table.storages.setdefault(storage.key, storage)
+        _check(table, tensor, known, name)
+    if tensor.dtype == UNKNOWN or tensor.shape is None:
+        table.unknown.append(name)
+    table.tensors.append(tensor)
+    shape = list(tensor.shape) if tensor.shape is not None else None
+    table.rows.append(
+        TensorRow(name, shape, tensor.dtype, tensor.bytes, f"{where}{storage.key}" if storage else None, role)
+    )
+
+
+def role_of(name: str, dtype: str) -> Role:
+    """Parameter or buffer, as far as a state_dict tells: by name and dtype."""
+    return "buffer" if name.rpartition(".")[2] in _BUFFERS or dtype in _INTEGERS else "parameter"
+
+
+def _check(table: Table, tensor: Tensor, storage: Storage, name: str) -> None:
+    """The tensor lies inside its storage."""
+    shape, stride = tensor.shape, tensor.stride
+    if shape is None or stride is None:
+        return
+    shown = name[:80] or "a tensor"
+    if min((*shape, *stride, tensor.offset), default=0) < 0:
+        table.problems.append(f"{shown} has a negative size, stride or offset")
+        return
+    if len(shape) != len(stride):
+        table.problems.append(f"{shown} has {len(shape)} sizes and {len(stride)} strides")
+        return
+    bits, held = BITS.get(tensor.dtype), BITS.get(storage.dtype)
+    if bits is None or held is None or 0 in shape:
+        return
+    last = tensor.offset + sum((size - 1) * step for size, step in zip(shape, stride)) + 1
+    have = storage.elements * held
+    if last * bits > have:
+        table.problems.append(f"{shown} reaches element {last:,} of storage {storage.key[:40]}, which holds {have // bits:,}")
+

@@ -1,0 +1,79 @@
+"""CNV601 unsafe-pickle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from convaudit.rule import FileExample, Rule
+
+if TYPE_CHECKING:
+    from convaudit.checkpoints.audit import CheckpointContext
+    from convaudit.result import Finding
+
+
+class UnsafePickle(Rule):
+    """a checkpoint that would run code of the standard library, torch or numpy when it is loaded
+
+    ## What it does
+    Reads every pickle of the file by an inert parser and names each global of the *code* tier: its member, its byte
+    offset, whether it would be called and with what. Native libraries and Python files inside an archive are named too.
+
+    ## Why it matters
+    `pickle.load`, and `torch.load(weights_only=False)`, import and call what a pickle names, before anything can be
+    checked. Nobody needs `os.system` or `getattr` to store weights.
+
+    ## Example
+        torch.load("weights.pt", weights_only=False)   # its data.pkl calls posix.system
+
+    ## Use instead
+        safetensors.torch.load_file("weights.safetensors")   # from a source you know
+
+    ## Exceptions
+    What torch's weights_only loader allows is no finding; plain data is CNV611's, classes are CNV610's. `allow-globals`
+    does not lower this rule. That nothing is found means that nothing outside tensors would be imported, no more.
+
+    ## References
+    Python documentation, `pickle`: "Warning: The pickle module is not secure".
+    PyTorch documentation, `torch.load` and "Serialization semantics", weights_only.
+    """
+
+    code = "CNV601"
+    name = "unsafe-pickle"
+    severity = "error"
+    subject = "checkpoint"
+
+    def check_checkpoint(self, context: CheckpointContext) -> Iterator[Finding]:
+        """One finding a file: the first names are in its message, all of them in its evidence."""
+        rows = sorted(context.of_tier("code"), key=lambda row: not row.called)
+        parts = []
+        for row in rows[:3]:
+            how = f"call {row.name}{row.arguments if row.arguments.startswith('(') else f'({row.arguments})'}" if row.called else f"import {row.name}"
+            parts.append(f"{how} ({row.member}, byte {row.offset:,})")
+        if rows:
+            more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
+            yield context.finding(
+                f"loading it would {', '.join(parts)}{more}",
+                suggestion="do not load it; ask its author for safetensors, or for torch.save(model.state_dict())",
+                evidence={"globals": [row.name for row in rows[:100]]},
+            )
+        codes = context.file.codes
+        if codes:
+            yield context.finding(
+                f"it holds native or Python code: {', '.join(codes[:3])}" + (f" and {len(codes) - 3} more" if codes[3:] else ""),
+                suggestion="do not load it unless you know who built it",
+                evidence={"members": codes[:100]},
+            )
+
+    @classmethod
+    def bad_files(cls) -> list[FileExample]:
+        """A call by REDUCE, and a name that is merely fetched."""
+        return [
+            FileExample(lambda: b"cposix\nsystem\n(S'id'\ntR.", "called"),
+            FileExample(lambda: b"\x80\x04\x8c\x08builtins\x8c\x04eval\x93.", "fetched"),
+        ]
+
+    @classmethod
+    def good_files(cls) -> list[FileExample]:
+        """An ordered dict of nothing."""
+        return [FileExample(lambda: b"\x80\x02ccollections\nOrderedDict\n)R.", "tensors tier")]

@@ -1,0 +1,263 @@
+"""Checkpoints people really save: never CNV601 or CNV602, and the table that torch reads."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import datetime
+import json
+import os
+import pathlib
+import pickle
+import random
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from convaudit import registry
+from convaudit.checkpoints.audit import audit_file
+from convaudit.result import TargetResult
+from convaudit.settings import AuditSettings
+
+
+def net() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Linear(8, 4))
+
+
+def trained() -> dict[str, Any]:
+    model = net()
+    optimizer = torch.optim.Adam(model.parameters())
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    return {"epoch": 3, "state_dict": model.state_dict(), "optimizer": optimizer.state_dict(), "lr": 0.1}
+
+
+def tied() -> dict[str, Any]:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = model[0].weight
+    return model.state_dict()
+
+
+def itself() -> dict[str, Any]:
+    made: dict[str, Any] = {"w": torch.zeros(2)}
+    made["self"] = made
+    return made
+
+
+def sparse() -> dict[str, Any]:
+    return {"s": torch.eye(4).to_sparse(), "d": torch.ones(2)}
+
+
+HONEST: dict[str, Any] = {
+    "state_dict": lambda: net().state_dict(),
+    "trained": trained,
+    "tied": tied,
+    "strided": lambda: {"t": torch.arange(12.0).reshape(3, 4).t(), "v": torch.arange(10.0)[2:6], "e": torch.ones(1).expand(5)},
+    "dtypes": lambda: {
+        str(d): torch.zeros(3, 2, dtype=d)
+        for d in (torch.bfloat16, torch.float16, torch.float64, torch.int8, torch.uint8, torch.int64, torch.bool, torch.complex64)
+    },
+    "float8": lambda: {"a": torch.zeros(4).to(torch.float8_e4m3fn), "b": torch.zeros(4).to(torch.float8_e5m2)},
+    "uint16": lambda: {"a": torch.zeros(4, dtype=torch.uint16)},
+    "quantized": lambda: {"q": torch.quantize_per_tensor(torch.ones(2, 3), 0.1, 2, torch.qint8)},
+    "sparse": sparse,
+    "meta": lambda: {"m": torch.empty(3, 4, device="meta")},
+    "empty": dict,
+    "scalars": lambda: {"a": torch.tensor(1.0), "b": torch.zeros(0, 3)},
+    "itself": itself,
+    "ema": lambda: {"model": net().state_dict(), "ema": net().state_dict()},
+    "parallel": lambda: nn.DataParallel(net()).state_dict(),
+    "namespace": lambda: {"args": argparse.Namespace(lr=0.1), "state_dict": net().state_dict()},
+    "paths": lambda: {"p": pathlib.Path("a/b"), "w": torch.ones(1)},
+    "dates": lambda: {"t": datetime.datetime(2020, 1, 1), "d": collections.defaultdict(list), "q": collections.deque([1])},
+    "random": lambda: {"n": np.random.get_state(), "p": random.getstate(), "t": torch.get_rng_state()},
+    "numpy": lambda: {"a": np.zeros((2, 3)), "s": np.float64(1.0), "g": np.random.default_rng(0)},
+    "module": net,
+    "parameter": lambda: {"p": nn.Parameter(torch.ones(2, 2))},
+    "tensor": lambda: torch.ones(3),
+    "list": lambda: [torch.ones(3), torch.zeros(2)],
+    "counter": lambda: {"c": collections.Counter("aab"), "s": {1, 2}, "z": 1 + 2j, "b": b"x", "y": bytearray(b"z")},
+}
+
+
+def check(path: Path) -> TargetResult:
+    return audit_file(str(path), AuditSettings())
+
+
+def flat(value: Any, name: str = "", seen: frozenset[int] = frozenset()) -> dict[str, Any]:
+    if isinstance(value, torch.Tensor):
+        return {name: value}
+    pairs: Any = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
+    found: dict[str, Any] = {}
+    if id(value) not in seen:
+        for key, item in pairs:
+            found.update(flat(item, f"{name}.{key}" if name else str(key), seen | {id(value)}))
+    return found
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("name", HONEST)
+def test_honest_files(tmp_path: Path, name: str, zipped: bool) -> None:
+    path = tmp_path / "a.pt"
+    value = HONEST[name]()
+    if name == "float8" or name == "uint16":
+        zipped = True
+    torch.save(value, path, _use_new_zipfile_serialization=zipped)
+    result = check(path)
+    info = result.checkpoint
+    assert info is not None
+    assert result.totals is not None
+
+    codes = {f.rule for f in result.findings}
+    assert not codes & {"CNV001", "CNV601", "CNV602"}, [f.message for f in result.findings]
+    assert info.format == ("torch-zip" if zipped else "torch-legacy")
+    read = torch.load(path, weights_only=False)
+    expected = flat(read.state_dict() if isinstance(read, nn.Module) else read)
+    expected = {key.removeprefix("state_dict.").removeprefix("model."): tensor for key, tensor in expected.items()}
+    assert {row.name: (row.shape, f"torch.{row.dtype}") for row in info.tensors} == {
+        key: (list(tensor.shape), str(tensor.dtype)) for key, tensor in expected.items()
+    }
+    if name not in ("sparse", "quantized"):
+        sizes = {key: tensor.numel() * tensor.element_size() for key, tensor in expected.items() if not tensor.is_meta}
+        assert {row.name: row.bytes for row in info.tensors if row.name in sizes} == sizes
+    if isinstance(value, nn.Module):
+        assert result.totals.parameters == sum(p.numel() for p in value.parameters())
+
+
+def test_roles_and_ties(tmp_path: Path) -> None:
+    torch.save(trained(), tmp_path / "a.pt")
+    torch.save(tied(), tmp_path / "b.pt")
+    first, second = check(tmp_path / "a.pt"), check(tmp_path / "b.pt")
+    assert first.checkpoint
+    assert first.totals
+    assert second.checkpoint
+    assert second.totals
+
+    assert {row.role for row in first.checkpoint.tensors} == {"parameter", "buffer", "optimizer"}
+    assert first.totals.parameters == sum(p.numel() for p in net().parameters())
+    assert first.totals.buffers == 8 + 8 + 1
+    assert second.totals.parameters == 16 + 4 + 4
+    assert first.totals.macs is None
+
+
+def test_python_2_and_plain_pickles(tmp_path: Path) -> None:
+    (tmp_path / "a.pkl").write_bytes(b"\x80\x02ccopy_reg\n_reconstructor\nq\x00c__builtin__\ndict\nc__builtin__\ndict\n}\x87R.")
+    for protocol in range(6):
+        (tmp_path / f"{protocol}.pkl").write_bytes(pickle.dumps({"a": [1, 2.5, "x", None, True, 10**30, b"b"]}, protocol))
+    codes = {path.name: {f.rule for f in check(path).findings} for path in tmp_path.iterdir()}
+
+    assert not set.union(*codes.values()) & {"CNV001", "CNV601", "CNV602"}
+
+
+def test_torchscript_is_a_program(tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.trace(nn.Conv2d(3, 4, 3).eval(), torch.zeros(1, 3, 8, 8)), str(tmp_path / "a.pt"))
+    result = check(tmp_path / "a.pt")
+    assert result.checkpoint
+    assert result.totals
+
+    assert (result.checkpoint.format, result.totals.parameters) == ("torchscript", 3 * 4 * 9 + 4)
+    assert [(f.rule, f.severity) for f in result.findings] == [("CNV610", "info")]
+
+
+def test_an_exported_program(tmp_path: Path) -> None:
+    torch.export.save(torch.export.export(net()[:2].eval(), (torch.zeros(1, 3, 8, 8),)), tmp_path / "a.pt2")
+    result = check(tmp_path / "a.pt2")
+    assert result.checkpoint
+    assert result.totals
+
+    assert {row.name: row.shape for row in result.checkpoint.tensors} == {k: list(t.shape) for k, t in net()[:2].state_dict().items()}
+    assert (result.totals.parameters, result.totals.buffers, result.findings) == (3 * 8 * 9 + 8 + 16, 17, [])
+    assert any("sample_inputs/model.pt" in note and "was not read" in note for note in result.notes)
+
+
+def test_safetensors_and_shards(tmp_path: Path) -> None:
+    header = json.dumps({
+        "__metadata__": {"format": "pt"}, "w": {"dtype": "BF16", "shape": [2, 3], "data_offsets": [0, 12]},
+        "n": {"dtype": "I64", "shape": [], "data_offsets": [12, 20]},
+    }).encode()  # fmt: skip
+    (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(20))
+    (tmp_path / "m.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": "x.safetensors", "n": "x.safetensors"}}))
+    for name, form in (("x.safetensors", "safetensors"), ("m.safetensors.index.json", "sharded")):
+        result = check(tmp_path / name)
+        assert result.checkpoint
+        assert result.totals
+        assert (result.findings, result.checkpoint.format) == ([], form)
+        assert (result.totals.parameters, result.totals.buffers, result.totals.parameter_bytes) == (6, 1, 12)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", "an empty file"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
+        (b"\n<!DOCTYPE html><html>", "HTML page"),
+        (b"\x1f\x8b\x08\x00", "gzip"),
+        (b"0" * 257 + b"ustar" + bytes(300), "tar file"),
+        (b"/usr/lib/python/extra\n", "no checkpoint that convaudit knows"),
+    ],
+)
+def test_what_is_no_checkpoint_says_what_it_is(tmp_path: Path, data: bytes, said: str) -> None:
+    (tmp_path / "a.pt").write_bytes(data)
+    result = check(tmp_path / "a.pt")
+
+    assert (result.status, result.kind) == ("failed", "checkpoint")
+    assert result.error is not None
+    assert said in result.error.message
+
+
+@pytest.mark.parametrize("code", [c for c, r in registry.rules().items() if r.subject == "checkpoint"])
+def test_own_examples(tmp_path: Path, code: str) -> None:
+    rule = registry.rules()[code]
+    assert rule.bad_files()
+    assert rule.good_files()
+    for expected, examples in (([code], rule.bad_files()), ([], rule.good_files())):
+        for example in examples:
+            path = tmp_path / f"a{example.suffix}"
+            path.write_bytes(example.build())
+            assert [f.rule for f in audit_file(str(path), AuditSettings(select=[code])).findings] == expected
+
+
+def cli(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "convaudit", "check", *arguments], cwd=folder, capture_output=True, text=True, check=False,
+        env={**os.environ, "CONVAUDIT_CACHE_DIR": str(folder / "kept")},
+    )  # fmt: skip
+
+
+def test_command_line(tmp_path: Path) -> None:
+    torch.save(net().state_dict(), tmp_path / "good.pt")
+    torch.save(net(), tmp_path / "module.pt")
+    (tmp_path / "evil.pt").write_bytes(b"cos\nsystem\n(S'id\x1b[31m'\ntR.")
+    (tmp_path / "pointer.pt").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    good, whole, evil, pointer = (cli(tmp_path, f"{name}.pt") for name in ("good", "module", "evil", "pointer"))
+    assert [done.returncode for done in (good, whole, evil, pointer)] == [0, 1, 1, 2]
+    assert "0 elements" not in good.stdout
+    assert "Traceback" not in good.stderr + pointer.stderr
+    assert "CNV601 error loading it would call os.system" in evil.stdout
+
+    table = cli(tmp_path, "evil.pt", "--globals").stdout
+    assert "code        os.system  pickle at byte 0  called with" in table
+    assert "\x1b" not in table + evil.stdout
+
+    folder = cli(tmp_path, ".", "--format", "json")
+    result = json.loads(folder.stdout)
+    assert {t["target"] for t in result["targets"]} == {"good.pt", "module.pt", "evil.pt"}
+    assert "1 of its files with a checkpoint's suffix are none" in folder.stderr
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = Path(registry.__file__).parent / "schema" / "audit-result-1.schema.json"
+    jsonschema.validate(result, json.loads(schema.read_text()))
+
+    hook = cli(tmp_path, "--changed", "--fail-on", "error", "module.pt", "pointer.pt")
+    assert hook.returncode == 0
+    assert "pointer.pt is not audited: a Git LFS pointer" in hook.stderr
+    assert cli(tmp_path, "module.pt", "--strict-pickle", "--fail-on", "error").returncode == 1
+    (tmp_path / "convaudit.toml").write_text('allow-globals = ["torch.nn.*"]\n')
+    assert cli(tmp_path, "module.pt").returncode == 0
