@@ -178,7 +178,8 @@ class Project:
             source = self._known(path)
             found = source.definitions.get(name) if source else None
             if found is not None and found.kind == "class" and depth < 16:
-                self._modules[key] = any(self._is_base(path, base, depth) for base in found.bases) or self._seems_module(path, found)
+                based = any(self._is_base(path, base, depth) for base in found.bases)
+                self._modules[key] = based or self._seems_module(path, found)
         return self._modules[key]
 
     def _seems_module(self, path: Path, found: Definition) -> bool:
@@ -316,7 +317,12 @@ class Project:
                     names.append(spelled)
             elif definition in classes and configured(spelled):
                 names.append(spelled)
-            elif definition in classes and not definition.abstract and not definition.name.endswith(_NO_MODELS) and not self.is_part(key):
+            elif (
+                definition in classes
+                and not definition.abstract
+                and not definition.name.endswith(_NO_MODELS)
+                and not self.is_part(key)
+            ):
                 missing = self.required(path, definition.name)
                 elsewhere = [maker for maker in self.makers(key) if maker[0] != key[0]]
                 if not missing:

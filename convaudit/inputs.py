@@ -67,8 +67,9 @@ def inferred_inputs(model: nn.Module) -> tuple[tuple[Any, ...], list[InputInfo]]
     """
     if isinstance(model, torch.jit.ScriptModule):
         raise TargetError(
-            "input", "it is a ScriptModule, which is not followed inside: audit the nn.Module it is written as", kind="InputError"
-        )
+            "input", "it is a ScriptModule, which is not followed inside: audit it as a plain nn.Module",
+            kind="InputError",
+        )  # fmt: skip
     tried = []
     candidates = _candidates(model)
     lazy = any(is_lazy(parameter) for parameter in model.parameters())
@@ -96,8 +97,8 @@ def inferred_inputs(model: nn.Module) -> tuple[tuple[Any, ...], list[InputInfo]]
 
 def _sized_by_input() -> TargetError:
     return TargetError(
-        "input", "its lazy layers take their size from the input: give the real one with --input, such as --input 1,3,224,224",
-        kind="InputError",
+        "input", "its lazy layers take their size from the input: give the real one with --input, "
+        "such as --input 1,3,224,224", kind="InputError",
     )  # fmt: skip
 
 

@@ -145,8 +145,8 @@ def _audit(target: str, request: dict[str, object]) -> TargetResult:
         built = targets.build(target, here.args)
         model = built.model
         if getattr(model.forward, "__func__", None) is torch.nn.Module.forward:
-            name = type(model).__name__
-            raise TargetError("construct", f"{target}: {name} has no forward: it is no model by itself", kind="TypeError")
+            said = f"{target}: {type(model).__name__} has no forward: it is no model by itself"
+            raise TargetError("construct", said, kind="TypeError")
         args: tuple[Any, ...]
         kwargs: dict[str, Any] = {}
         own = inputs.model_inputs(model)

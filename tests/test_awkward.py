@@ -35,7 +35,9 @@ for _ in range(2):
     optimizer.step()
     print("loss", torch.cuda.is_available())
 """
-CLASSES = "".join(f"class Net{i}(nn.Module):\n    def __init__(self, width):\n        super().__init__()\n\n\n" for i in range(300))
+CLASSES = "".join(
+    f"class Net{i}(nn.Module):\n    def __init__(self, width):\n        super().__init__()\n\n\n" for i in range(300)
+)
 
 AUDITED: dict[str, str | bytes] = {
     "good.py": GOOD,
@@ -43,50 +45,108 @@ AUDITED: dict[str, str | bytes] = {
     "crlf_bom.py": b"\xef\xbb\xbf" + GOOD.replace("\n", "\r\n").encode(),
     "latin.py": b"# -*- coding: latin-1 -*-\n# mod\xe8le\n" + GOOD.encode(),
     "meta.py": "import abc\nimport torch\nfrom torch import nn\n\n\nclass Base(nn.Module, metaclass=abc.ABCMeta):\n"
-    "    @abc.abstractmethod\n    def size(self): ...\n\n\n" + NET.replace("(nn.Module)", "(Base)") + "    def size(self): ...\n",
-    "lazy_pooled.py": HEAD + NET.replace("nn.Conv2d(3, width, 3)", "nn.Sequential(nn.Conv2d(3, width, 3), nn.AdaptiveAvgPool2d(1),"
-    " nn.Flatten(), nn.LazyLinear(4))"),
+    "    @abc.abstractmethod\n    def size(self): ...\n\n\n"
+    + NET.replace("(nn.Module)", "(Base)")
+    + "    def size(self): ...\n",
+    "lazy_pooled.py": HEAD
+    + NET.replace(
+        "nn.Conv2d(3, width, 3)",
+        "nn.Sequential(nn.Conv2d(3, width, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LazyLinear(4))",
+    ),
     "deep/__init__.py": "",
     "deep/parts/__init__.py": "from .layers import conv\n",
     "deep/parts/layers.py": "from torch import nn\n\n\ndef conv(width):\n    return nn.Conv2d(3, width, 3)\n",
-    "deep/nets/relative.py": HEAD.replace("nn\n", "nn\nfrom ..parts.layers import conv\n", 1) + NET.replace("nn.Conv2d(3, width, 3)", "conv(width)"),
-    "deep/absolute.py": HEAD.replace("nn\n", "nn\nfrom deep.parts import conv\n", 1) + NET.replace("nn.Conv2d(3, width, 3)", "conv(width)"),
-    "training.py": HEAD + NET + "class PixelLoss(nn.Module):\n    def forward(self, x, y):\n        return (x - y).abs().mean()\n\n\n"
-    "class Trainer:\n    def __init__(self, model):\n        self.model = model.cuda()\n\n\nclass Scale(torch.autograd.Function):\n"
+    "deep/nets/relative.py": HEAD.replace("nn\n", "nn\nfrom ..parts.layers import conv\n", 1)
+    + NET.replace("nn.Conv2d(3, width, 3)", "conv(width)"),
+    "deep/absolute.py": HEAD.replace("nn\n", "nn\nfrom deep.parts import conv\n", 1)
+    + NET.replace("nn.Conv2d(3, width, 3)", "conv(width)"),
+    "training.py": HEAD
+    + NET
+    + "class PixelLoss(nn.Module):\n    def forward(self, x, y):\n        return (x - y).abs().mean()\n\n\n"
+    "class Trainer:\n    def __init__(self, model):\n        self.model = model.cuda()\n\n\n"
+    "class Scale(torch.autograd.Function):\n"
     "    @staticmethod\n    def forward(ctx, x):\n        return x\n",
-    "factory.py": HEAD + NET.replace("width=8", "width") + "def built(builder, **kwargs):\n    return builder(**kwargs)\n\n\n"
+    "factory.py": HEAD
+    + NET.replace("width=8", "width")
+    + "def built(builder, **kwargs):\n    return builder(**kwargs)\n\n\n"
     "def wide(pretrained=False) -> Net:\n    return built(Net, width=8)\n",
-}  # fmt: skip
+}
 """Files whose models are audited."""
 
 LEFT: dict[str, tuple[str, str]] = {
     "argparsed.py": (
         HEAD.replace("import torch\n", "import argparse\nimport torch\n")
-        + "parser = argparse.ArgumentParser()\nparser.add_argument('--data', required=True)\nargs = parser.parse_args()\n\n\n" + NET,
-        f"argparsed.py:8: import failed: SystemExit: it reads the command line as it is imported; what a script does {SCRIPT}",
+        + "parser = argparse.ArgumentParser()\nparser.add_argument('--data', required=True)\n"
+        "args = parser.parse_args()\n\n\n" + NET,
+        f"argparsed.py:8: import failed: SystemExit: it reads the command line as it is imported; "
+        f"what a script does {SCRIPT}",
     ),
-    "exits.py": (HEAD + NET + "import sys\nsys.exit('no GPU')\n", "exits.py:15: import failed: SystemExit: no GPU; what a script"),
-    "reads.py": (HEAD + NET + "torch.load('weights/best.pth')\n", f"reads.py:14: import failed: FileNotFoundError: [Errno 2] No such file or directory: 'weights/best.pth'; what a script does {SCRIPT}"),
+    "exits.py": (
+        HEAD + NET + "import sys\nsys.exit('no GPU')\n",
+        "exits.py:15: import failed: SystemExit: no GPU; what a script",
+    ),
+    "reads.py": (
+        HEAD + NET + "torch.load('weights/best.pth')\n",
+        f"reads.py:14: import failed: FileNotFoundError: [Errno 2] No such file or directory: 'weights/best.pth'; "
+        f"what a script does {SCRIPT}",
+    ),
     "asks.py": (HEAD + NET + "input('epochs? ')\n", "asks.py:14: import failed: EOFError"),
     "no_package.py": ("import wandb_that_is_not_there\n" + GOOD, "no_package.py:1: import failed: ModuleNotFoundError"),
-    "orphan.py": ("from .nowhere import thing\n" + GOOD, "orphan.py:1: import failed: ImportError: attempted relative import"),
-    "notebook.py": ("# In[1]:\nfrom torch import nn\nget_ipython().system('pip install einops')\n" + GOOD, "notebook.py:3: import failed: NameError"),
-    "required.py": (HEAD + NET.replace("width=8", "classes, *, depth"), "required.py:5: Net needs classes, depth; audit it as required.py:Net(…)"),
-    "lazy.py": (HEAD + "net = nn.Sequential(nn.LazyConv2d(8, 3), nn.Flatten(), nn.LazyLinear(2))\n", "lazy.py:net is not audited: its lazy layers take their size from the input: give the real one with --input"),
-    "lazy_head.py": (HEAD + "net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.LazyLinear(2))\n", "lazy_head.py:net is not audited: its lazy layers take their size"),
-    "scripted.py": (HEAD + NET.replace("nn.Module", "torch.jit.ScriptModule").replace("    def f", "    @torch.jit.script_method\n    def f"), "scripted.py:Net is not audited: it is a ScriptModule, which is not followed inside"),
-    "formless.py": (HEAD + "class Net(nn.Module):\n    pass\n", "formless.py:Net is not audited: Net has no forward: it is no model by itself"),
-    "foreign.py": ("from torch import nn\nfrom hub_that_is_not_there import PreTrained\n\n\n" + NET.replace("(nn.Module)", "(PreTrained)"), "foreign.py:2: import failed: ModuleNotFoundError"),
+    "orphan.py": (
+        "from .nowhere import thing\n" + GOOD,
+        "orphan.py:1: import failed: ImportError: attempted relative import",
+    ),
+    "notebook.py": (
+        "# In[1]:\nfrom torch import nn\nget_ipython().system('pip install einops')\n" + GOOD,
+        "notebook.py:3: import failed: NameError",
+    ),
+    "required.py": (
+        HEAD + NET.replace("width=8", "classes, *, depth"),
+        "required.py:5: Net needs classes, depth; audit it as required.py:Net(…)",
+    ),
+    "lazy.py": (
+        HEAD + "net = nn.Sequential(nn.LazyConv2d(8, 3), nn.Flatten(), nn.LazyLinear(2))\n",
+        "lazy.py:net is not audited: its lazy layers take their size from the input: give the real one with --input",
+    ),
+    "lazy_head.py": (
+        HEAD + "net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.LazyLinear(2))\n",
+        "lazy_head.py:net is not audited: its lazy layers take their size",
+    ),
+    "scripted.py": (
+        HEAD
+        + NET.replace("nn.Module", "torch.jit.ScriptModule").replace(
+            "    def f", "    @torch.jit.script_method\n    def f"
+        ),
+        "scripted.py:Net is not audited: it is a ScriptModule, which is not followed inside",
+    ),
+    "formless.py": (
+        HEAD + "class Net(nn.Module):\n    pass\n",
+        "formless.py:Net is not audited: Net has no forward: it is no model by itself",
+    ),
+    "foreign.py": (
+        "from torch import nn\nfrom hub_that_is_not_there import PreTrained\n\n\n"
+        + NET.replace("(nn.Module)", "(PreTrained)"),
+        "foreign.py:2: import failed: ModuleNotFoundError",
+    ),
     "greedy.py": (HEAD + NET + "held = bytearray(5 * 10**9)\n", "greedy.py:14: import failed: MemoryError"),
-    "loops.py": (HEAD + NET + "while True:\n    pass\n", "loops.py:Net is not audited: no answer within 4 s (--timeout)"),
-    "keras.py": ("import tensorflow as tf\n\n\nclass Net(tf.keras.Model):\n    def call(self, x):\n        return x\n", "keras.py: no model in it"),
+    "loops.py": (
+        HEAD + NET + "while True:\n    pass\n",
+        "loops.py:Net is not audited: no answer within 4 s (--timeout)",
+    ),
+    "keras.py": (
+        "import tensorflow as tf\n\n\nclass Net(tf.keras.Model):\n    def call(self, x):\n        return x\n",
+        "keras.py: no model in it",
+    ),
     "empty.py": ("", "empty.py: no model in it"),
     "many.py": (HEAD + CLASSES, "and 292 more such lines"),
-}  # fmt: skip
+}
 """Files of which nothing is audited, and what is said about each."""
 
 BROKEN: dict[str, tuple[str | bytes, str]] = {
-    "python2.py": ("import torch\nprint 'epoch', 1\n", "python2.py:2: syntax error: Missing parentheses in call to 'print'"),
+    "python2.py": (
+        "import torch\nprint 'epoch', 1\n",
+        "python2.py:2: syntax error: Missing parentheses in call to 'print'",
+    ),
     "magic.py": ("!pip install torchsummary\nimport torch\n", "magic.py:1: syntax error"),
     "tabs.py": ("def f():\n\tx = 1\n        y = 2\n", "tabs.py:3: syntax error: inconsistent use of tabs"),
     "nul.py": (b"import torch\n\0\n", "nul.py:1: syntax error"),
@@ -96,8 +156,9 @@ BROKEN: dict[str, tuple[str | bytes, str]] = {
 
 def check(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "convaudit", "check", "--timeout", "4", "--memory-limit", "4", *args], cwd=folder, text=True,
-        capture_output=True, check=False, timeout=300, env={**os.environ, "CONVAUDIT_CACHE_DIR": str(folder / "kept")},
+        [sys.executable, "-m", "convaudit", "check", "--timeout", "4", "--memory-limit", "4", *args], cwd=folder,
+        text=True, capture_output=True, check=False, timeout=300,
+        env={**os.environ, "CONVAUDIT_CACHE_DIR": str(folder / "kept")},
     )  # fmt: skip
 
 
@@ -128,9 +189,13 @@ def test_awkward_files_block_nothing_and_the_rest_is_audited(done: subprocess.Co
     assert "Traceback" not in done.stderr
     assert "convaudit broke" not in done.stderr
     assert {t["target"]: t["status"] for t in targets} == {
-        **{f"{name}:Net": "ok" for name in (*AUDITED, "linked.py") if "parts" not in name and "__init__" not in name and name != "factory.py"},
+        **{
+            f"{name}:Net": "ok"
+            for name in (*AUDITED, "linked.py")
+            if "parts" not in name and "__init__" not in name and name != "factory.py"
+        },
         "factory.py:wide": "ok",
-    }  # fmt: skip
+    }
     assert {t["totals"]["parameters"] for t in targets} == {224, 260}
 
 
@@ -147,11 +212,15 @@ def test_what_cannot_be_parsed_is_a_line_each_and_exit_2(folder: Path) -> None:
 
     assert run.returncode == 2
     assert run.stdout == ""
-    assert [said in line for (_, said), line in zip(BROKEN.values(), run.stderr.splitlines(), strict=True)] == [True] * len(BROKEN)
+    assert [said in line for (_, said), line in zip(BROKEN.values(), run.stderr.splitlines(), strict=True)] == [
+        True
+    ] * len(BROKEN)
 
 
 def test_asked_for_by_name_it_is_a_failure(folder: Path) -> None:
-    run = check(folder, "exits.py:Net", "lazy.py:net", "required.py:Net", "meta.py:Base", "good.py:Net", "--format", "json")
+    run = check(
+        folder, "exits.py:Net", "lazy.py:net", "required.py:Net", "meta.py:Base", "good.py:Net", "--format", "json"
+    )
     targets = json.loads(run.stdout)["targets"]
 
     assert run.returncode == 2
@@ -161,6 +230,8 @@ def test_asked_for_by_name_it_is_a_failure(folder: Path) -> None:
 
 
 def test_an_input_makes_lazy_models_auditable(folder: Path) -> None:
-    run = check(folder, "lazy.py:net", "lazy_head.py:net", "--input", "1,3,8,8", "--format", "json", "--fail-on", "never")
+    run = check(
+        folder, "lazy.py:net", "lazy_head.py:net", "--input", "1,3,8,8", "--format", "json", "--fail-on", "never"
+    )
 
     assert [t["totals"]["parameters"] for t in json.loads(run.stdout)["targets"]] == [802, 802]
