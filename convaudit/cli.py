@@ -143,16 +143,20 @@ def _add_ignore(result: AuditResult, settings: AuditSettings) -> None:
 
 
 def _without_unbuilt(result: AuditResult, discovered: set[str]) -> AuditResult:
-    """The result without models that nobody named and that cannot be audited by themselves: a line each."""
+    """The result without models that nobody named and that cannot be audited by themselves: a line for each reason."""
     kept = []
+    reasons: dict[tuple[str, str], list[str]] = {}
     for target in result.targets:
         said = target.error.message if target.error is not None else None
         if said is None and target.totals is not None and not target.totals.parameters:
             said = "it has no parameters"
         if said is not None and target.target in discovered:
-            say(f"{target.target} is not audited: {said.removeprefix(f'{target.target}: ')}")
+            file = target.target.partition(":")[0]
+            reasons.setdefault((file, said.removeprefix(f"{target.target}: ")), []).append(target.target)
         else:
             kept.append(target)
+    for (file, reason), names in reasons.items():
+        say(f"{names[0]} is not audited: {reason}" if len(names) == 1 else f"{file}: {len(names)} models are not audited: {reason}")
     return assemble(kept)
 
 
