@@ -18,7 +18,7 @@ from convaudit.explain import rule
 from convaudit.pool import Pool
 from convaudit.result import AuditResult, assemble
 from convaudit.session import Run, audit_options, say, settings_of
-from convaudit.settings import FAIL_ON, AuditSettings
+from convaudit.settings import FAIL_ON, AuditSettings, at_least
 from convaudit.show import show
 
 
@@ -136,7 +136,7 @@ def _name_broken_plugins() -> None:
 def _add_ignore(result: AuditResult, settings: AuditSettings) -> None:
     from convaudit import suppressions
 
-    written, left = suppressions.add_comments(result, _levels(settings.fail_on) or ("error", "warning"))
+    written, left = suppressions.add_comments(result, at_least(settings.fail_on) or ("error", "warning"))
     say(f"{written} finding{'s' * (written != 1)} ignored by comments that were written")
     for line in left:
         say(f"not written: {line}")
@@ -191,13 +191,8 @@ def _one_line(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode("ascii") for c in text)
 
 
-def _levels(fail_on: str) -> tuple[str, ...]:
-    """The severities that fail a run."""
-    return {"error": ("error",), "warning": ("error", "warning"), "info": ("error", "warning", "info")}.get(fail_on, ())
-
-
 def _exit_code(result: AuditResult, fail_on: str) -> int:
-    return int(any(getattr(result.summary, level) for level in _levels(fail_on)))
+    return int(any(getattr(result.summary, level) for level in at_least(fail_on)))
 
 
 @cli.command("cache")

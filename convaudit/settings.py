@@ -28,6 +28,11 @@ INTERNAL = ("here", "root", "reference")
 """Fields of :class:`AuditSettings` that are no keys of a settings file."""
 
 
+def at_least(fail_on: str) -> tuple[Severity, ...]:
+    """The severities that ``fail_on`` names: itself and the graver ones; none for "never"."""
+    return tuple(severity for index, severity in enumerate(SEVERITIES) if fail_on in SEVERITIES[: index + 1])
+
+
 def is_input(spec: str) -> bool:
     """Whether a text has the form of ``--input``."""
     return bool(re.fullmatch(r"(?:[A-Za-z_]\w*:)?(?:\(\)|\d+(?:,\d+)*)(?::[a-z][a-z0-9]*)?", spec.replace(" ", "")))

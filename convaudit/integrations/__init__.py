@@ -13,10 +13,3 @@ def default_options() -> dict[str, Any]:
 
     command = click.command("check")(audit_options(lambda **_: None))
     return command.make_context("check", []).params
-
-
-def at_least(fail_on: str) -> tuple[str, ...]:
-    """The severities that ``fail_on`` names: itself and the graver ones; none for "never"."""
-    from convaudit.result import SEVERITIES
-
-    return tuple(severity for index, severity in enumerate(SEVERITIES) if fail_on in SEVERITIES[: index + 1])

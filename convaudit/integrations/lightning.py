@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from convaudit import output
 from convaudit.errors import ConvauditError, ReportError, TargetError, UsageError
-from convaudit.integrations import at_least
 from convaudit.result import AuditResult
-from convaudit.settings import FAIL_ON, AuditSettings
+from convaudit.settings import FAIL_ON, AuditSettings, at_least
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule, Trainer

@@ -123,10 +123,10 @@ class Audits:
         self.verdicts |= {target.target: self._verdict(target) for target in result.targets}
 
     def _verdict(self, target: TargetResult) -> Verdict:
-        from convaudit.integrations import at_least
         from convaudit.paths import repository_root
         from convaudit.registry import report_part
         from convaudit.result import assemble
+        from convaudit.settings import at_least
 
         text, figures = report_part("text"), report_part("_figures")
         levels = at_least(self.settings.fail_on)
