@@ -7,7 +7,7 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -51,6 +51,18 @@ _EXPORTED = {
 Format = Literal["safetensors", "torch-zip", "torch-legacy", "torchscript", "pt2", "sharded", "pickle"]
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor's elements lie: bytes ``start`` to ``start + size`` of a file hold its storage, in which it begins
+    at element ``offset`` and has ``stride`` (in elements)."""
+
+    path: str
+    start: int
+    size: int
+    offset: int
+    stride: tuple[int, ...]
+
+
 @dataclass
 class Checkpoint:
     """What was read of one file. ``problems`` are contradictions, ``notes`` are not; counts are of elements."""
@@ -71,11 +83,13 @@ class Checkpoint:
     parameter_bytes: int = 0
     bytes_by_dtype: dict[str, int] = field(default_factory=dict)
     counted: set[tuple[Any, ...]] = field(default_factory=set)
+    places: list[Place | None] = field(default_factory=list)
+    """Where each tensor's elements lie, in the order of ``tensors``; None where they cannot be read in place."""
 
-    def count(self, row: TensorRow, identity: tuple[Any, ...], *, listed: bool = True) -> None:
+    def count(self, row: TensorRow, identity: tuple[Any, ...], place: Place | None = None) -> None:
         """Add a row; parameters and buffers that share storage, place and shape count once."""
-        if listed:
-            self.tensors.append(row)
+        self.tensors.append(row)
+        self.places.append(place)
         if row.role not in ("parameter", "buffer") or row.shape is None or identity in self.counted:
             return
         self.counted.add(identity)
@@ -204,7 +218,7 @@ def _safetensors(made: Checkpoint, file: BinaryIO, size: int, max_pickle: int) -
     header.pop("__metadata__", None)
     spans = []
     for name, entry in header.items():
-        span = _entry(made, name, entry)
+        span = _entry(made, name, entry, 8 + length)
         if span is not None:
             spans.append((*span, name))
     last = 0
@@ -216,7 +230,7 @@ def _safetensors(made: Checkpoint, file: BinaryIO, size: int, max_pickle: int) -
         made.problems.append(f"its tensors take {last:,} bytes; the file holds {size - 8 - length:,}")
 
 
-def _entry(made: Checkpoint, name: str, entry: Any) -> tuple[int, int] | None:
+def _entry(made: Checkpoint, name: str, entry: Any, data_at: int) -> tuple[int, int] | None:
     shown = name[:80]
     try:
         kind, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -236,8 +250,17 @@ def _entry(made: Checkpoint, name: str, entry: Any) -> tuple[int, int] | None:
         made.notes.append(f"{shown}: unknown dtype {kind[:32]!r}")
     elif elements * bits != (end - begin) * 8:
         made.problems.append(f"{shown}: {kind} of shape {shape[:8]} takes {-(-elements * bits // 8):,} bytes, not {end - begin:,}")
-    made.count(TensorRow(name, shape, dtype, end - begin, str(begin), role_of(name, dtype)), (made.path, begin, name))
+    place = Place(made.path, data_at + begin, end - begin, 0, row_major(shape))
+    made.count(TensorRow(name, shape, dtype, end - begin, str(begin), role_of(name, dtype)), (made.path, begin, name), place)
     return begin, end
+
+
+def row_major(shape: Sequence[int]) -> tuple[int, ...]:
+    """The strides of a contiguous tensor, in elements."""
+    steps = [1]
+    for size in reversed(shape[1:]):
+        steps.append(steps[-1] * size)
+    return tuple(reversed(steps)) if shape else ()
 
 
 # Pickles
@@ -267,17 +290,16 @@ def _pickle_file(made: Checkpoint, file: BinaryIO, size: int, max_pickle: int) -
         made.problems.append(f"its pickle goes beyond {max_pickle:,} bytes (--max-pickle)" if limited else str(broken))
     if not legacy:
         for reading in readings:
-            _table(made, table_of(reading.value, ""), None)
+            _table(made, table_of(reading.value, ""), None, {})
         if broken is None and readings[-1].end < size:
             made.problems.append(f"{size - readings[-1].end:,} bytes stand after the last pickle")
         return
     if len(readings) > 3:
         table = table_of(readings[3].value, "")
-        _table(made, table, None)
         if readings[0].value != _MAGIC and readings[0].problem is None:
             made.problems.append("its magic number is not torch's")
-        if len(readings) == 5 and broken is None:
-            _legacy_storages(made, file, size, readings[4], table)
+        spans = _legacy_storages(made, file, size, readings[4], table) if len(readings) == 5 and broken is None else {}
+        _table(made, table, None, spans)
     if broken is None and len(readings) < 5:
         made.problems.append(f"it has {len(readings)} of a legacy file's five pickles")
 
@@ -292,11 +314,13 @@ def _in_a_row(data: bytes, most: int) -> list[Reading]:
     return readings
 
 
-def _legacy_storages(made: Checkpoint, file: BinaryIO, size: int, keys: Reading, table: Table) -> None:
+def _legacy_storages(made: Checkpoint, file: BinaryIO, size: int, keys: Reading, table: Table) -> dict[str, tuple[int, int]]:
+    """Walk the storages behind the last pickle; the start and size in bytes of each that is where it should be."""
     at = keys.end
+    spans: dict[str, tuple[int, int]] = {}
     if not isinstance(keys.value, list):
         made.problems.append("its storage keys are no list")
-        return
+        return spans
     given = [str(key) for key in keys.value if isinstance(key, (str, int))]
     if len(given) != len(keys.value) or len(set(given)) != len(given):
         made.problems.append("its storage keys are doubled or no texts")
@@ -304,21 +328,23 @@ def _legacy_storages(made: Checkpoint, file: BinaryIO, size: int, keys: Reading,
         storage = table.storages.get(key)
         if storage is None or storage.dtype not in BITS:
             made.notes.append(f"storage {key[:40]} is of an unknown type: what follows it was not checked")
-            return
+            return spans
         head = read_at(file, at, 8)
         if len(head) < 8:
             made.problems.append(f"it ends before storage {key[:40]}")
-            return
+            return spans
         elements = struct.unpack("<q", head)[0]
         if elements != storage.elements:
             made.problems.append(f"storage {key[:40]} holds {elements:,} elements where {storage.elements:,} are named")
-            return
-        at += 8 + (size_of(elements, storage.dtype) or 0)
+            return spans
+        spans[key] = at + 8, size_of(elements, storage.dtype) or 0
+        at += 8 + spans[key][1]
     missing = [key for key in table.storages if key not in set(given)]
     if missing:
         made.problems.append(f"storage {missing[0][:40]} is named and not there" + (f", and {len(missing) - 1} more" if missing[1:] else ""))
     if at != size:
         made.problems.append(f"it ends {at - size:,} bytes early" if at > size else f"{size - at:,} bytes stand after its storages")
+    return spans
 
 
 def _record(made: Checkpoint, reading: Reading, member: str) -> None:
@@ -327,10 +353,17 @@ def _record(made: Checkpoint, reading: Reading, member: str) -> None:
     ]
 
 
-def _table(made: Checkpoint, table: Table, missing: Callable[[Storage], str | None] | None) -> None:
+def _table(
+    made: Checkpoint, table: Table, missing: Callable[[Storage], str | None] | None, spans: Mapping[str, tuple[int, int]]
+) -> None:
+    """Take a table's rows; ``spans`` are the start and size in bytes of the storages that can be read in place."""
     for row, tensor in zip(table.rows, table.tensors):
-        place = (made.path, row.storage, tensor.offset, tensor.shape, tensor.stride) if tensor.storage else (row.name,)
-        made.count(row, place)
+        identity = (made.path, row.storage, tensor.offset, tensor.shape, tensor.stride) if tensor.storage else (row.name,)
+        span = spans.get(tensor.storage.key) if tensor.storage else None
+        place = None
+        if span is not None and tensor.stride is not None and len(tensor.shape or ()) == len(tensor.stride):
+            place = Place(made.path, *span, tensor.offset, tensor.stride)
+        made.count(row, identity, place)
     made.problems += table.problems[:20]
     made.unknown += table.unknown
     if missing is not None:
@@ -345,8 +378,7 @@ def _zip(made: Checkpoint, file: BinaryIO, size: int, max_pickle: int) -> None:
     archive = read_archive(file, size)
     made.problems += archive.problems[:50]
     members = archive.members
-    sizes = {member.name: member.size for member in members}
-    names = set(sizes)
+    names = {member.name for member in members}
     roots = sorted({name[: -len("data.pkl")] for name in names if name == "data.pkl" or name.endswith("/data.pkl")})
     constants = any(name.endswith("constants.pkl") for name in names) and any("/code/" in name for name in names)
     packaged = any(name.endswith(("archive_format", "serialized_exported_program.json")) or "/models/" in name for name in names)
@@ -370,7 +402,7 @@ def _zip(made: Checkpoint, file: BinaryIO, size: int, max_pickle: int) -> None:
             made.notes.append(f"member {member.name[:80]!r} is an archive in the archive; it was not read")
         if not pickled and not looks_like_pickle(head):
             continue
-        wrong += _pickled_member(made, file, member, pickled, max_pickle, sizes)
+        wrong += _pickled_member(made, file, member, pickled, max_pickle, members)
     if made.format == "pt2":
         _exported(made, file, members, max_pickle)
     if wrong:
@@ -379,7 +411,7 @@ def _zip(made: Checkpoint, file: BinaryIO, size: int, max_pickle: int) -> None:
 
 def _exported(made: Checkpoint, file: BinaryIO, members: list[Member], max_pickle: int) -> None:
     """The weights that an exported program's ``data/weights/*_config.json`` lists (``torch/export/pt2_archive``, 2.13)."""
-    sizes = {member.name: member.size for member in members}
+    stored = {member.name: member for member in members}
     known = False
     for member in members:
         folder, _, name = member.name.rpartition("/")
@@ -397,17 +429,25 @@ def _exported(made: Checkpoint, file: BinaryIO, members: list[Member], max_pickl
                 elements = 1
                 for n in shape:
                     elements *= n
-                if path not in sizes:
+                if path not in stored:
                     made.problems.append(f"weight {path[:80]!r} is named and not there")
                 if dtype == UNKNOWN or entry.get("use_pickle"):
                     made.unknown.append(key)
                 role: Literal["parameter", "buffer"] = "parameter" if entry["is_param"] else "buffer"
                 row = TensorRow(key, shape, dtype, size_of(elements, dtype), entry["path_name"], role)
-                made.count(row, (path, str(meta.get("storage_offset")), str(meta.get("strides")), tuple(shape)))
+                place = _exported_place(made, stored.get(path), meta) if not entry.get("use_pickle") else None
+                made.count(row, (path, str(meta.get("storage_offset")), str(meta.get("strides")), tuple(shape)), place)
         except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
             made.problems.append(f"member {member.name[:80]!r} lists no weights: {type(error).__name__}: {str(error)[:80]}")
     if not known:
         made.unknown.append("all of an older .pt2's weights")
+
+
+def _exported_place(made: Checkpoint, member: Member | None, meta: dict[str, Any]) -> Place | None:
+    offset, stride = meta["storage_offset"]["as_int"], [step["as_int"] for step in meta["strides"]]
+    if member is None or member.method != 0 or not all(type(n) is int and 0 <= n < 2**63 for n in (offset, *stride)):
+        return None
+    return Place(made.path, member.start, member.size, offset, tuple(stride))
 
 
 def looks_like_pickle(head: bytes) -> bool:
@@ -416,7 +456,7 @@ def looks_like_pickle(head: bytes) -> bool:
 
 
 def _pickled_member(
-    made: Checkpoint, file: BinaryIO, member: Member, named: bool, max_pickle: int, sizes: dict[str, int]
+    made: Checkpoint, file: BinaryIO, member: Member, named: bool, max_pickle: int, members: list[Member]
 ) -> list[str]:
     """Read a member that is, or looks like, a pickle; its name where its CRC is wrong."""
     data, short = content(file, member, max_pickle if named else min(_SNIFFED, max_pickle))
@@ -438,7 +478,12 @@ def _pickled_member(
         made.problems.append(f"member {member.name[:80]!r}: {len(data) - reading.end:,} bytes stand after its pickle")
     if member.name.endswith("data.pkl") and (member.name == "data.pkl" or member.name.endswith("/data.pkl")):
         root = member.name[: -len("data.pkl")]
-        _table(made, table_of(reading.value, "data/"), _presence(root, sizes))
+        spans = {
+            other.name[len(root) + 5 :]: (other.start, other.size)
+            for other in members
+            if other.name.startswith(f"{root}data/") and other.method == 0
+        }
+        _table(made, table_of(reading.value, "data/"), _presence(root, {m.name: m.size for m in members}), spans)
     return [] if short or zlib.crc32(data) == member.crc else [member.name]
 
 
@@ -491,13 +536,13 @@ def _sharded(made: Checkpoint, file: BinaryIO, size: int, max_pickle: int) -> No
         for used in part.globals:
             used.member = f"{shard}: {used.member}"
             made.globals.append(used)
-        for row in part.tensors:
+        for row, lies in zip(part.tensors, part.places):
             if row.name in held:
                 made.problems.append(f"{row.name[:80]} is in {held[row.name]} and in {shard[:80]}")
             held[row.name] = shard
             place = row.storage
             row.storage = f"{shard}:{place}" if place is not None else None
-            made.count(row, (shard, place, row.name if part.format == "safetensors" else tuple(row.shape or ())))
+            made.count(row, (shard, place, row.name if part.format == "safetensors" else tuple(row.shape or ())), lies)
     absent = [name for name, shard in wanted.items() if held.get(name) != shard]
     if absent and not made.problems:
         made.problems.append(f"{absent[0][:80]} is not in its shard" + (f", and {len(absent) - 1} more" if absent[1:] else ""))
