@@ -15,7 +15,7 @@ from convaudit.backbone import BackboneConv, backbone, bottlenecks
 from convaudit.errors import TargetError
 from convaudit.fc_layers import FCLayer, fc_layers
 from convaudit.graph import CALL, VAL, Call, LayerGraph, mapped, shape_of, tensors
-from convaudit.layout import Layout, layouts, space
+from convaudit.layout import Layout, framed, layouts, space
 from convaudit.paths import target_key
 from convaudit.receptive_field import ReceptiveField, receptive_fields
 from convaudit.result import Alternative, Finding, Saving
@@ -100,7 +100,12 @@ class Context:
     @property
     def attends(self) -> bool:
         """Whether values are mixed over positions by attention or recurrence."""
-        return self.once("attends", lambda: any(map(_mixes_positions, (c for _, c in self.graph.calls))))  # type: ignore[no-any-return]
+        return self.has_attention or any(call.kind == "recurrent" for _, call in self.graph.calls)
+
+    @property
+    def has_attention(self) -> bool:
+        """Whether the forward calls attention, or multiplies two of its own values as matrices."""
+        return self.once("attention", lambda: any(map(_is_attention, (c for _, c in self.graph.calls))))  # type: ignore[no-any-return]
 
     @property
     def image_size(self) -> tuple[int, ...]:
@@ -117,9 +122,12 @@ class Context:
     @property
     def image_axes(self) -> tuple[int, ...]:
         """Spatial axes of :attr:`image`, those of one position among them."""
-        rank = len(self.layouts[self.image]) if self.image is not None else 0
-        channels_last = rank >= 4 and self.image is not None and self.layouts[self.image][-1] == {"C"}
-        return tuple(range(1, rank - 1) if channels_last else range(2, rank))
+        if self.image is None:
+            return ()
+        layout = self.layouts[self.image]
+        if len(layout) >= 4 and layout[-1] == {"C"}:
+            return tuple(range(1, len(layout) - 1))
+        return tuple(range(3 if framed(layout) else 2, len(layout)))
 
     def positions(self, node: Node) -> int:
         """Number of spatial positions of a node's value."""
@@ -241,8 +249,8 @@ class Context:
         )
 
 
-def _mixes_positions(call: Call) -> bool:
-    return call.kind in ("attention", "recurrent") or (call.kind == "matmul" and len(call.inputs) > 1)
+def _is_attention(call: Call) -> bool:
+    return call.kind == "attention" or (call.kind == "matmul" and len(call.inputs) > 1)
 
 
 def _output_shapes(graph: LayerGraph) -> list[tuple[int, ...]]:

@@ -88,7 +88,7 @@ def function_name(function: Any) -> str:
         name = str(getattr(function, "__name__", function)).partition(".")[0]  # an overload: "mul.Tensor"
         if name.startswith("__") and name.endswith("__"):
             name = name[2:-2]
-            if name[:1] in "ir" and name[1:] in ("add", "sub", "mul", "truediv", "matmul", "pow", "floordiv", "mod"):
+            if name[:1] in "ir" and name[1:] in ("add", "sub", "mul", "div", "truediv", "matmul", "pow", "floordiv", "mod"):
                 name = name[1:]
         elif name.endswith("_") and not name.startswith("_"):
             name = name[:-1]

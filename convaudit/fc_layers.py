@@ -173,7 +173,7 @@ def _feeds_map(node: Node, through_linear: bool) -> bool:
                 continue
             seen.add(user)
             shape = shape_of(user)
-            if call is None or (call.linear is not None and through_linear) or call.kind in (*TRANSPARENT, "reshape"):
+            if call is None or (call.linear is not None and through_linear) or call.kind in (*TRANSPARENT, "reshape") or call.op == "stack":
                 if len(shape) >= 4 and any(n > 1 for n in shape[2:]):
                     return True
                 queue.append(user)

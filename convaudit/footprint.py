@@ -65,10 +65,15 @@ class Footprint:
         torch.set_default_dtype(torch.float32)
         torch.set_default_device(None)
         torch.set_grad_enabled(True)
-        for name in set(sys.modules) - self._modules:
-            file = getattr(sys.modules[name], "__file__", None) or ""
-            if file and not _installed(file) and not name.partition(".")[0].startswith("convaudit"):
+        made = {name: _home(sys.modules[name]) for name in set(sys.modules) - self._modules}
+        for name, home in made.items():
+            if home and not _installed(home) and not name.partition(".")[0].startswith("convaudit"):
                 del sys.modules[name]
+
+
+def _home(module: Any) -> str:
+    """Where a module comes from: its file; a folder of one that has no ``__init__.py``."""
+    return getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), "")
 
 
 def _written(mode: Any, flags: Any) -> bool:

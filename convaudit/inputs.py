@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
 
 Source = Literal["option", "config", "model", "inferred"]
 _SPEC = re.compile(r"(?:(?P<name>[A-Za-z_]\w*):)?(?P<shape>\(\)|\d+(?:,\d+)*)(?::(?P<dtype>[a-z]+[a-z0-9]*))?")
-_SIZES = (224, 32, 28, 64, 96, 128, 48, 256, 299, 384, 512, 16)
+_SIZES = (224, 32, 28, 64, 96, 112, 128, 48, 256, 299, 331, 384, 448, 512, 16)
+_ODD_SIZES = (24, 20, 36, 40, 56, 60, 72, 80, 84, 100, 120, 144, 150, 160, 180, 192, 200, 227, 240, 288, 300, 320, 400, 416, 480, 600, 640)
+"""Tried where a Linear refused the first of the usual sizes: one of them may be what it was made for."""
 
 
 def parse_input(spec: str) -> tuple[str | None, tuple[int, ...], str]:
@@ -70,29 +73,47 @@ def inferred_inputs(model: nn.Module) -> tuple[tuple[Any, ...], list[InputInfo]]
             "input", "it is a ScriptModule, which is not followed inside: audit it as a plain nn.Module",
             kind="InputError",
         )  # fmt: skip
-    tried = []
+    from convaudit.tracer import record
+
+    refused = ""
+    errors: list[TargetError] = []
     candidates = _candidates(model)
     lazy = any(is_lazy(parameter) for parameter in model.parameters())
     if lazy and not candidates:
         raise _sized_by_input()
-    for index, (shape, dtype) in enumerate(candidates):
+    usual = len(candidates)
+    for index, (shape, dtype) in enumerate(candidates):  # which may grow
         value = torch.zeros(shape, dtype=dtype, device="meta")
         try:
-            from convaudit.tracer import record
-
-            graph = record(model, (value,), {})
+            graph = record(model, (value,), {})  # a part that cannot be followed is none at another size either
         except TargetError as error:
-            tried.append(f"{','.join(map(str, shape))} ({error})")
+            refused = refused or f"; tried {','.join(map(str, shape))}: {error}"
+            errors.append(error)
+            if index == usual - 1:
+                candidates += _others(candidates[0][0], refused)
             continue
-        if graph.status == "ok":
-            others = [_size(model, other, dtype) for other, _ in candidates[index + 1 : index + 2]] if lazy else []
-            if any(size not in (None, _weights(graph)) for size in others):
-                raise _sized_by_input()
-            return (value,), [InputInfo(list(shape), str(dtype)[6:], "inferred")]
-    last = f"; the last one tried: {tried[-1]}" if tried else ""
-    raise TargetError(
-        "input", f"no input could be inferred; give one with --input 1,3,224,224{last}", kind="InputError"
-    )
+        others = [_size(model, other, dtype) for other, _ in candidates[index + 1 : index + 2]] if lazy else []
+        if any(size not in (None, _weights(graph)) for size in others):
+            raise _sized_by_input()
+        return (value,), [InputInfo(list(shape), str(dtype)[6:], "inferred")]
+    if len(errors) > 1 and "for each of" not in wanted(model) and len({(str(e.__cause__), e.path, e.line) for e in errors}) == 1:
+        raise TargetError(
+            "trace", f"it fails alike on all {len(errors)} inputs that were tried: {errors[0]}", kind=errors[0].kind,
+            path=errors[0].path, line=errors[0].line,
+        )  # fmt: skip
+    if not any(True for _ in model.parameters()):
+        refused = "; it has no parameters"
+    example = next((",".join(map(str, shape)) for shape, _ in candidates if len(shape) >= 4), "1,3,224,224")
+    raise TargetError("input", f"no input could be inferred; {wanted(model, example)}{refused}", kind="InputError")
+
+
+def wanted(model: nn.Module, example: str = "1,3,224,224") -> str:
+    """What to type: an --input for each argument that the forward needs."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    names = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    if len(names) < 2:
+        return f"give one with --input {example}"
+    return f"give one for each of {', '.join(names)}: --input {names[0]}:{example} --input {names[1]}:…"
 
 
 def _sized_by_input() -> TargetError:
@@ -118,16 +139,16 @@ def _size(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> int |
 
 def _candidates(model: nn.Module) -> list[tuple[tuple[int, ...], torch.dtype]]:
     for layer in model.modules():
-        for axes, kind in ((1, nn.Conv1d), (2, nn.Conv2d), (3, nn.Conv3d)):
-            if isinstance(layer, kind):
-                channels = layer.in_channels
-                if not channels:  # lazy, and the first: it takes anything
-                    return []
-                if axes == 1:
-                    return [((1, channels, n), torch.float32) for n in (1024, 128, 16000)]
-                if axes == 3:
-                    return [((1, channels, t, n, n), torch.float32) for t, n in ((16, 112), (16, 224), (8, 32))]
-                return [((1, channels, n, n), torch.float32) for n in _SIZES]
+        axes = _convolves(layer)
+        if axes:
+            channels = int(layer.in_channels)  # type: ignore[arg-type]
+            if not channels:  # lazy, and the first: it takes anything
+                return []
+            if axes == 1:
+                return [((1, channels, n), torch.float32) for n in (1024, 128, 16000)]
+            if axes == 3:
+                return [((1, channels, t, n, n), torch.float32) for t, n in ((16, 112), (16, 224), (8, 32), (64, 64))]
+            return [((1, channels, n, n), torch.float32) for n in _SIZES]
         if isinstance(layer, nn.Embedding):
             return [((1, 16), torch.int64)]
         if isinstance(layer, nn.Linear):
@@ -141,7 +162,27 @@ def _candidates(model: nn.Module) -> list[tuple[tuple[int, ...], torch.dtype]]:
             return [*maps, *vectors] if flattens else [*vectors, *maps]
         if isinstance(layer, (nn.LSTM, nn.GRU, nn.RNN)):
             return [((1, 16, layer.input_size), torch.float32)]
+    kernel = next((p for p in model.parameters() if not is_lazy(p) and p.dim() == 4), None)  # of a class of one's own
+    return [((1, kernel.shape[1], n, n), torch.float32) for n in _SIZES] if kernel is not None else []
+
+
+def _others(shape: tuple[int, ...], refused: str) -> list[tuple[tuple[int, ...], torch.dtype]]:
+    """Further inputs where all of the usual ones were refused, by what was said about the first: sizes, or clips."""
+    if len(shape) == 4 and "(Linear " in refused:
+        return [((*shape[:2], n, n), torch.float32) for n in _ODD_SIZES]
+    if len(shape) == 4 and "expected 5" in refused:
+        return [((1, 8, shape[1], n, n), torch.float32) for n in (112, 224, 64)]
     return []
+
+
+def _convolves(layer: nn.Module) -> int:
+    """Spatial axes of a convolution: torch's, or a class of one's own with ``in_channels`` and a kernel."""
+    for axes, kind in ((1, nn.Conv1d), (2, nn.Conv2d), (3, nn.Conv3d)):
+        if isinstance(layer, kind):
+            return axes
+    kernel = getattr(layer, "weight", None)
+    own = isinstance(kernel, nn.Parameter) and not is_lazy(kernel) and isinstance(getattr(layer, "in_channels", None), int)
+    return kernel.dim() - 2 if own and 3 <= kernel.dim() <= 5 else 0  # type: ignore[union-attr]
 
 
 def with_batch(

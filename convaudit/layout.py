@@ -1,8 +1,9 @@
 """Which axis of each value is which: batch, channels or space, followed through permutes, reshapes and flattens.
 
 A layout has one set of labels an axis: ``N`` batch, ``C`` channels or features, ``S0``, ``S1``, … the input's spatial
-(or time) axes. A flattened map has ``{C, S0, S1}`` on one axis; an axis cut in two (window partition) has its label on
-both; an axis of size 1 other than the batch has none. Values that do not come from the input have no layout.
+(or time) axes. The frames of a clip that a 2-D convolution reads one by one are ``N`` as well: each is an image. A
+flattened map has ``{C, S0, S1}`` on one axis; an axis cut in two (window partition) has its label on both; an axis of
+size 1 other than the batch has none. Values that do not come from the input have no layout.
 """
 
 from __future__ import annotations
@@ -31,6 +32,11 @@ def spatial_axes(layout: Layout) -> list[int]:
     """Axes of a map that hold positions, those of one position among them; the batch and one channel axis left out."""
     channels = next((i for i, axis in enumerate(layout) if "C" in axis), 1)
     return [i for i, axis in enumerate(layout) if i and i != channels and (space((axis,)) or not axis)]
+
+
+def framed(layout: Layout) -> bool:
+    """Whether an input is a clip whose frames are read one by one."""
+    return len(layout) == 5 and sum("N" in axis for axis in layout) == 2
 
 
 def flattened(layout: Layout) -> bool:
@@ -84,7 +90,24 @@ def _of_input(node: Node, value: Tensor) -> Layout:
         return (_C, *_spatial(2)) if image else (_N, *_spatial(1), _C)
     if rank >= 4 and value.shape[-1] in (1, 3, 4) and value.shape[1] > 4:
         return (_N, *_spatial(rank - 2), _C)  # NHWC
+    channels = _read_by_2d(node) if rank == 5 else None
+    if channels is not None and channels in value.shape[1:3]:
+        return (_N, _N, _C, *_spatial(2)) if value.shape[2] == channels else (_N, _C, _N, *_spatial(2))
     return _guess(value)
+
+
+def _read_by_2d(node: Node) -> int | None:
+    """Channels of the 2-D convolution that is the first to read a value, cut, reordered or scaled."""
+    queue, seen = [node], {node}
+    for at in queue:
+        for user in at.users:
+            call: Call | None = user.meta.get(CALL)
+            if call is not None and call.conv is not None:
+                return call.conv.in_channels if len(call.conv.kernel) == 2 else None
+            if user not in seen and (call is None or call.kind in ("reshape", "merge", "elementwise", "norm")):
+                seen.add(user)
+                queue.append(user)
+    return None
 
 
 def _through(node: Node, call: Call, known: list[Node], found: dict[Node, Layout], value: Tensor) -> Layout:
@@ -109,6 +132,9 @@ def _through(node: Node, call: Call, known: list[Node], found: dict[Node, Layout
         if call.op == "stack":
             dim = int(call.scalars.get("dim", 0)) % value.dim()
             return (*layout[:dim], _NONE, *layout[dim:])
+        if call.op == "select":
+            dim = int(node.args[1] if len(node.args) > 1 else node.kwargs["dim"]) % len(layout)  # type: ignore[arg-type]
+            return tuple(axis for i, axis in enumerate(layout) if i != dim)
         whole = prod(shape) == value.numel()
         return regroup(shape, tuple(value.shape), layout) if whole else _fit(layout, shape, value)
     if call.op == "getitem":
@@ -177,7 +203,7 @@ def regroup(before: tuple[int, ...], after: tuple[int, ...], layout: Layout) -> 
 def _fit(layout: Layout, shape: tuple[int, ...], value: Tensor) -> Layout:
     if len(layout) == value.dim():
         return layout
-    if len(layout) == value.dim() + 1:  # select: the axis that is gone
+    if len(layout) == value.dim() + 1:  # an axis is gone
         gone = next((i for i, (a, b) in enumerate(zip(shape, value.shape, strict=False)) if a != b), len(layout) - 1)
         return layout[:gone] + layout[gone + 1 :]
     return _guess(value)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch.fx import Node
 
 from convaudit.graph import CALL, VAL, Call, LayerGraph, main_input, once, shape_of, tensors
-from convaudit.layout import Layout, layouts, space
+from convaudit.layout import Layout, framed, layouts, space
 
 Extent = "list[int] | Literal['unbounded'] | None"
 
@@ -45,7 +45,7 @@ def receptive_fields(graph: LayerGraph) -> dict[Node, ReceptiveField]:
         if node.op == "placeholder":
             shapes = [t.shape for t in tensors(node.meta.get(VAL)) if t.dim() >= 3 and t.is_floating_point()]
             if shapes:
-                axes = len(shapes[0]) - 2
+                axes = len(shapes[0]) - 2 - framed(layout.get(node, ()))
                 ones = (1.0,) * axes
                 fields[node] = ReceptiveField(ones, ones, ones, ones)
             continue
@@ -130,7 +130,7 @@ def _through(call: Call, field: ReceptiveField, mixed: list[int] | None) -> Rece
         and call.outputs
         and len(call.outputs[0]) == axes + 2 == len(call.inputs[0])
     ):
-        return _grow(field, [(0, n / m) for n, m in zip(call.inputs[0][2:], call.outputs[0][2:])])
+        return _grow(field, [(0, n / max(1, m)) for n, m in zip(call.inputs[0][2:], call.outputs[0][2:])])
     if call.kind in ("attention", "recurrent"):
         return ReceptiveField(None, None, field.small_jump, field.large_jump, True)
     if call.kind == "matmul" and not call.parameters and len(call.inputs) > 1:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-
 from torch import nn
 from torch.fx import Tracer
 
@@ -11,6 +9,7 @@ from convaudit.accounting import account
 from convaudit.describe import LEAVES, function_name
 from convaudit.errors import TargetError
 from convaudit.graph import CALL, Call, LayerGraph
+from convaudit.inputs import wanted
 from convaudit.ops import KIND
 from convaudit.result import Location
 
@@ -20,18 +19,18 @@ class _LeafTracer(Tracer):
         return type(m) in LEAVES or super().is_leaf_module(m, module_qualified_name)
 
 
-def trace_symbolically(model: nn.Module, locations: dict[str, Location] | None = None) -> LayerGraph:
+def trace_symbolically(model: nn.Module, locations: dict[str, Location] | None = None, why: str = "") -> LayerGraph:
     """``torch.fx``'s own symbolic trace as a partial :class:`LayerGraph`: MACs, FLOPs and activations are not known.
+
+    ``why`` there is no input goes into its ``problem``.
 
     Raises :class:`TargetError` (step "input") where the forward cannot be traced without an input.
     """
     try:
         graph = _LeafTracer().trace(model)
     except Exception as error:
-        raise TargetError(
-            "input", f"no input could be inferred, and the model cannot be traced without one "
-            f"({type(error).__name__}); {_wanted(model)}", kind="InputError",
-        ) from error  # fmt: skip
+        said = f"the model cannot be traced without an input ({type(error).__name__}); {wanted(model)}"
+        raise TargetError("input", said, kind="InputError") from error
     modules = dict(model.named_modules())
     calls: dict[str, int] = {}
     for node in graph.nodes:
@@ -50,17 +49,8 @@ def trace_symbolically(model: nn.Module, locations: dict[str, Location] | None =
         node.meta[CALL] = call
     result = LayerGraph(
         model=model, graph=graph, tracer="symbolic", inputs=[], status="partial", parameters=dict(model.named_parameters()),
-        problem=f"no example input is known: no shapes, MACs, FLOPs or activations; {_wanted(model)}",
+        problem=f"no shapes, MACs, FLOPs or activations: {why or f'no example input is known; {wanted(model)}'}",
         locations=locations or {}, root={**modules, **dict(model.named_parameters()), **dict(model.named_buffers())},
     )  # fmt: skip
     account(result)
     return result
-
-
-def _wanted(model: nn.Module) -> str:
-    """What to type: an --input for each argument that the forward needs."""
-    parameters = inspect.signature(model.forward).parameters.values()
-    names = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    if len(names) < 2:
-        return "give one with --input 1,3,224,224"
-    return f"give one for each of {', '.join(names)}: --input {names[0]}:1,3,224,224 --input {names[1]}:…"

@@ -15,6 +15,7 @@ import inspect
 import operator
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
@@ -26,9 +27,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 
 from convaudit import flops
-from convaudit.construction import OWN, TORCH
+from convaudit.construction import OWN, TORCH, is_user_code
 from convaudit.describe import LEAVES, describe, function_name
-from convaudit.errors import TargetError, UsageError
+from convaudit.errors import TargetError, UsageError, first_line
 from convaudit.graph import CALL, VAL, LayerGraph, mapped, tensors
 from convaudit.paths import LIBRARY, relative_path
 from convaudit.result import InputInfo, Location
@@ -36,11 +37,16 @@ from convaudit.shape_formulas import FORMULAS
 
 META = torch.device("meta")
 _SMALL_BUFFER = 1 << 20  # bytes; smaller buffers keep their real values in a run on CPU tensors
+_READS = 1000  # values that a forward may ask of stand-ins
 _CPU_MACS = 10**10  # a forward that stopped behind this much work on meta is not run again on CPU tensors
 
 
 class _DataDependent(Exception):
     """The forward asked a meta tensor for its values."""
+
+
+class _Endless(NotImplementedError):
+    """The forward asks stand-ins for values again and again: it loops over what it found in the input."""
 
 
 def trace(model: nn.Module, example_input: Any = None) -> LayerGraph:
@@ -236,9 +242,8 @@ def _materialise(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 
 
 def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    first = lines[0] if lines else type(error).__name__
-    return first if len(first) <= 160 else first.partition(". ")[0][:300]
+    first = first_line(error)
+    return first if len(first) <= 160 else textwrap.shorten(first.partition(". ")[0], 300, placeholder="…")
 
 
 def _variable(_: Any, data: Any = None, *__: Any, **___: Any) -> Any:
@@ -303,6 +308,7 @@ class _Recorder(TorchFunctionMode):
         self.unfollowed: list[str] = []
         """What ran without being recorded."""
         self.made_up_branch: str | None = None
+        self.reads = 0
         self.inside_leaf = 0
         self.stack: list[tuple[str, nn.Module]] = []
         self.failed_at: tuple[str, nn.Module, Any] | None = None
@@ -542,8 +548,11 @@ class _Recorder(TorchFunctionMode):
         if self.on_meta:
             raise _DataDependent(f"the forward reads a tensor's value ({name}) in {self._where()}")
         node = self._find(args[0])
-        if (node in self.from_input or self.parameters_behind(args[0])) and self.made_up_branch is None:
-            self.made_up_branch = (
+        if node in self.from_input or self.parameters_behind(args[0]):
+            self.reads += 1
+            if self.reads > _READS:
+                raise _Endless(f"it asks for the values of tensors more than {_READS:,} times")
+            self.made_up_branch = self.made_up_branch or (
                 f"{self._where()} reads values computed from the input ({name}); stand-in values were used"
             )
         return function(*args, **kwargs)
@@ -775,12 +784,12 @@ def _geometry(module: nn.Module) -> str:
 
 
 def _user_line(error: BaseException) -> tuple[str | None, int | None]:
-    """The last line of the traceback outside torch and this package."""
+    """The last line of the traceback that is the user's own."""
     found: tuple[str | None, int | None] = (None, None)
     step = error.__traceback__
     while step is not None:
         path = step.tb_frame.f_code.co_filename
-        if not path.startswith((OWN, "<")) and not any(part in path for part in LIBRARY):
+        if is_user_code(path):
             found = (relative_path(path), step.tb_lineno)
         step = step.tb_next
     return found

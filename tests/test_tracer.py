@@ -302,3 +302,22 @@ def test_normalised_weights(old: bool) -> None:
     row = next(row for row in graph.layers if row.kind == "conv")
     assert row.name == "0"
     assert row.parameters == sum(p.numel() for p in model.parameters())
+
+
+def test_no_keypoint_and_a_reciprocal() -> None:
+    """What a detector samples where it found nothing has no positions; ``1 / x`` is a division."""
+
+    class Detector(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3)
+
+        def forward(self, x):
+            features = self.conv(x)
+            return nn.functional.grid_sample(features, x.new_zeros(1, 0, 1, 2)), 1 / features
+
+    graph = trace(Detector(), torch.empty(1, 3, 16, 16))
+
+    assert graph.status == "ok"
+    assert graph.totals is not None
+    assert graph.totals.uncounted_ops == []

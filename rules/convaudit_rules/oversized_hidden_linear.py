@@ -10,6 +10,7 @@ from convaudit.rule import Example, Rule
 if TYPE_CHECKING:
     from torch.fx import Node
 
+    from convaudit.checkpoints.audit import CheckpointContext
     from convaudit.context import Context
     from convaudit.result import Finding
     from convaudit.rewrite import Rewrite
@@ -20,7 +21,8 @@ class OversizedHiddenLinear(Rule):
 
     ## What it does
     Finds a hidden Linear after another fully connected layer with 1,000,000 weights or more, or on a pooled vector
-    with 4,000,000 or more, in a net with convolutions. The saving is the model without it, retraced.
+    with 4,000,000 or more, in a net with convolutions. The saving is the model without it, retraced. Info where only a
+    state_dict is known.
 
     ## Why it matters
     Behind the first fully connected layer there is no spatial structure left to use; later nets do without.
@@ -32,7 +34,7 @@ class OversizedHiddenLinear(Rule):
         one Linear from the features to the classes
 
     ## Exceptions
-    The head, layers whose value is also an output, nets without convolutions.
+    The head, that of training alone as well, layers whose value is also an output, nets without convolutions.
 
     ## References
     Simonyan, Zisserman 2015, Very Deep Convolutional Networks for Large-Scale Image Recognition, arXiv:1409.1556, table
@@ -50,8 +52,9 @@ class OversizedHiddenLinear(Rule):
         if not context.conv_calls:
             return
         for layer in {layer.call.layer: layer for layer in context.fc_layers}.values():
-            least = 1_000_000 if layer.after_fc else 4_000_000
-            if layer.cell or layer.is_head or layer.positions > 1 or layer.weights < least:
+            if layer.cell or layer.is_head or layer.positions > 1 or layer.weights < _least(after_fc=layer.after_fc):
+                continue
+            if not context.reaches_output(layer.node):  # the head of training, run and dropped
                 continue
             nodes = [other.node for other in context.fc_layers if other.call.layer == layer.call.layer]
 
@@ -62,13 +65,22 @@ class OversizedHiddenLinear(Rule):
             saving = context.prove(f"remove:{layer.call.layer}", without)
             saves = saving is not None and saving.parameters[1] < saving.parameters[0]
             yield context.finding(
-                f"hidden {layer.call.label} {layer.in_features:,}→{layer.out_features:,} holds {layer.weights:,} weights",
+                f"hidden {layer.call.label} {layer.in_features:,}→{layer.out_features:,} {_holds(layer.weights)}",
                 [layer.call.layer],
                 severity=None if saves else "info",
                 saving=saving if saves else None,
                 evidence={"weights": layer.weights},
-                suggestion="leave it out: the next Linear reads its input directly",
+                suggestion=_SUGGESTION,
             )
+
+    def check_checkpoint(self, context: CheckpointContext) -> Iterator[Finding]:
+        """One finding for each layer between the first and the last of the head, and for a large first one."""
+        head = context.architecture.head
+        for place, layer in enumerate(head.layers[:-1] if head else ()):
+            if layer.weights >= _least(after_fc=place > 0) and (place or head is None or head.side == 1):
+                yield context.from_shapes(
+                    f"hidden {layer.op} {_holds(layer.weights)}", [layer.name], evidence={"weights": layer.weights}, suggestion=_SUGGESTION
+                )
 
     @classmethod
     def bad(cls) -> list[Example]:
@@ -109,6 +121,12 @@ class OversizedHiddenLinear(Rule):
                 features = self.features(self.first(self.conv(x).mean((2, 3))).relu())
                 return self.head(features), features
 
+        class Embedding(Both):
+            def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+                embedding: torch.Tensor = self.first(self.conv(x).mean((2, 3))).relu()
+                scores: torch.Tensor = self.features(embedding)
+                return scores if self.training else embedding
+
         class Gated(nn.Module):
             def __init__(self) -> None:
                 super().__init__()
@@ -133,8 +151,20 @@ class OversizedHiddenLinear(Rule):
             ),
             Example(lambda: pooled(nn.Linear(960, 1280), nn.Hardswish(), nn.Linear(1280, 1000)), image, "MobileNetV3's head"),
             Example(lambda: pooled(nn.Linear(960, 64), nn.Linear(64, 20000), nn.Identity()), image, "the head"),
+            Example(Embedding, image, "the head of training, dropped in eval"),
             Example(Both, image, "its value is an output too"),
             Example(Gated, image, "a gate"),
             Example(lambda: pooled(nn.Linear(960, 512), nn.GRUCell(512, 1024), nn.Linear(1024, 10)), image, "an RNN cell"),
             Example(lambda: nn.Sequential(*generator), ((1, 9),), "a generator's projection"),
         ]  # fmt: skip
+
+
+_SUGGESTION = "leave it out: the next Linear reads its input directly"
+
+
+def _least(*, after_fc: bool) -> int:
+    return 1_000_000 if after_fc else 4_000_000
+
+
+def _holds(weights: int) -> str:
+    return f"holds {weights:,} weights"

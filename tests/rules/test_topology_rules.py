@@ -115,15 +115,44 @@ def test_dead_layers_are_named_with_their_macs() -> None:
     assert found.evidence == {"macs": 64 * 27 * 16, "share": pytest.approx(2 / 3)}
 
 
-def test_frames_folded_into_the_batch_have_no_small_field() -> None:
+@pytest.mark.parametrize("looped", [False, True])
+def test_frames_of_a_clip_are_images(looped: bool) -> None:
     """A clip of (batch, time, channels, height, width) whose frames a 2-D net reads one by one."""
 
+    class Frames(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            convs = nn.Conv2d(3, 24, 3, 2, 1), nn.ReLU(), nn.Conv2d(24, 64, 3, 2, 1), nn.ReLU()
+            self.net = nn.Sequential(*convs, nn.Flatten(), nn.Linear(64 * 16 * 16, 64))
+            self.time, self.head = nn.LSTM(64, 32, batch_first=True), nn.Linear(32, 4)
+
+        def forward(self, x):
+            if looped:
+                seen = torch.stack([self.net(x[:, t]) for t in range(x.shape[1])], 1)
+            else:
+                seen = self.net(x.flatten(0, 1)).unflatten(0, (x.shape[0], x.shape[1]))
+            return self.head(self.time(seen)[0][:, -1])
+
+    clip = torch.empty(2, 3, 3, 64, 64, device="meta")
+    [giant] = findings(Frames(), clip, "CNV101")
+    [fixed] = findings(Frames(), clip, "CNV106")
+    [width] = findings(Frames(), clip, "CNV301")
+
+    assert giant.layers == ["net.5"]
+    assert "64×16×16" in giant.message
+    assert fixed.layers[0].startswith("net.")
+    assert width.layers == ["net.0"]
+
+
+def test_frames_of_a_clip_have_a_receptive_field() -> None:
     class Frames(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.net = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
 
         def forward(self, x):
-            return self.net(x.flatten(0, 1)).unflatten(0, (2, 4)).mean(1)
+            return self.net(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (2, 4)).mean(1)
 
-    assert findings(Frames(), torch.empty(2, 4, 3, 64, 64, device="meta"), "CNV205") == []
+    [found] = findings(Frames(), torch.empty(2, 3, 4, 64, 64, device="meta"), "CNV205")
+
+    assert "3×3 of 64×64" in found.message
