@@ -6,12 +6,15 @@ target. A saved JSON result (``-o result.json``) serves as well. Nothing in it d
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
 from convaudit.errors import SettingsError
+from convaudit.paths import FILES, repository_root
 from convaudit.result import AuditResult, TargetResult
 
 SCHEMA_VERSION = 1
@@ -44,6 +47,11 @@ class Baseline(msgspec.Struct, forbid_unknown_fields=True):
     schema_version: int = SCHEMA_VERSION
     findings: dict[str, list[Entry]] = msgspec.field(default_factory=dict)
     totals: dict[str, Figures] = msgspec.field(default_factory=dict)
+
+    @property
+    def entries(self) -> int:
+        """How many findings are accepted."""
+        return sum(map(len, self.findings.values()))
 
     def figures(self, key: str) -> dict[str, int]:
         """A target's known figures, by the name of the budget that compares with them."""
@@ -127,16 +135,29 @@ def updated(old: Baseline, targets: list[TargetResult], ran: Ran) -> Baseline:
 
 
 def pruned(old: Baseline, targets: list[TargetResult], ran: Ran) -> Baseline:
-    """``old`` without the entries that the targets of this run no longer have; nothing new is accepted, and entries of
-    rules that did not run stay."""
-    findings = dict(old.findings)
+    """``old`` without the entries that the targets of this run no longer have, and without models that are gone; nothing
+    new is accepted, and entries of rules that did not run stay."""
+    findings = {key: entries for key, entries in old.findings.items() if not is_gone(key)}
     for target in targets:
         if target.status != "failed" and target.key in findings:
             matched = {f.fingerprint for f in target.findings}
             findings[target.key] = [
                 e for e in findings[target.key] if e.fingerprint in matched or not ran(target, e.rule)
             ]
-    return Baseline(findings=findings, totals=old.totals)
+    return Baseline(findings=findings, totals={key: figures for key, figures in old.totals.items() if not is_gone(key)})
+
+
+def is_gone(key: str) -> bool:
+    """Whether a target's file is no longer there, or nothing in it has the target's name."""
+    place, _, name = key.partition(":")
+    if not place.endswith(FILES):
+        return False  # of a library, or a module
+    path = Path(repository_root(os.getcwd()), place)
+    try:
+        word = re.escape(re.split(r"[.(]", name)[0])
+        return place.endswith(".py") and not re.search(rf"\b{word}\b|import +\*", path.read_text("utf-8", "replace"))
+    except OSError:
+        return not path.exists()
 
 
 def apply(baseline: Baseline, target: TargetResult) -> list[Entry]:

@@ -4,18 +4,23 @@ One file of JSON behind its checksum for each target and way of auditing it, in 
 of its own. An entry holds while every file that the audit read, outside of installed packages, has the same content,
 its folder lists the same Python files, folders that its code listed hold the same names, and the installed packages are
 the same. Environment variables and ``os.path.exists`` are not seen: ``--no-cache`` is for code that asks them. Anything else about an entry (truncated, of
-another version, not ours) makes it as good as absent. There is no pickle in it.
+another version, not ours) makes it as good as absent. There is no pickle in it. Entries go when nobody asked for them
+in 30 days, or beyond 500 MB.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
 import platform
 import re
+import shutil
 import sys
 import tempfile
+import time
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -26,6 +31,12 @@ from convaudit import __version__
 from convaudit.result import SCHEMA_VERSION, TargetResult
 
 _STARTED_IN = os.getcwd()
+_DAY = 86_400.0
+_OWN = re.compile(r"[0-9a-f]{64}\.(json|.*part)")
+LAID_OUT = re.compile(r"[0-9a-f]{12}-[0-9a-f]{40,64}")
+"""Folders in ``revisions``, each a commit that is being compared."""
+MOST_DAYS = 30
+MOST_BYTES = 500 * 10**6
 
 
 class Entry(msgspec.Struct):
@@ -103,17 +114,27 @@ def _checksum(data: bytes) -> bytes:
     return hashlib.sha256(data).hexdigest().encode()
 
 
-def find(key: str) -> TargetResult | None:
-    """The result kept for ``key``, where all that it rests on is unchanged."""
+def find(key: str, digests: dict[str, str] | None = None) -> TargetResult | None:
+    """The result kept for ``key``, where all that it rests on is unchanged. ``digests``: what this run has read already."""
+    path = folder() / f"{key}.json"
+    digests = {} if digests is None else digests
     try:
-        checksum, _, data = (folder() / f"{key}.json").read_bytes().partition(b"\n")
+        checksum, _, data = path.read_bytes().partition(b"\n")
         if checksum != _checksum(data):
             return None
         entry = msgspec.json.decode(data, type=Entry)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    if entry.key != key or any(digest(path) != known for path, known in entry.sources.items()):
+    if entry.key != key:
         return None
+    for source, known in entry.sources.items():
+        if source not in digests:
+            digests[source] = digest(source)
+        if digests[source] != known:
+            return None
+    with contextlib.suppress(OSError):  # a cache that cannot be written to answers all the same
+        if path.stat().st_mtime < time.time() - _DAY:
+            os.utime(path)
     return entry.result
 
 
@@ -138,13 +159,36 @@ def keep(key: str, sources: list[str], result: TargetResult, started: float) -> 
     return None
 
 
+def trim() -> None:
+    """Drop entries that nobody asked for in 30 days, and the longest unused ones beyond 500 MB."""
+    now, room = time.time(), MOST_BYTES
+    for used, size, path in sorted(((s.st_mtime, s.st_size, path) for path, s in _entries()), reverse=True):
+        room -= size
+        if used < now - MOST_DAYS * _DAY or room < 0:
+            with contextlib.suppress(OSError):  # gone, or not ours to remove
+                path.unlink()
+
+
+def _entries() -> Iterator[tuple[Path, os.stat_result]]:
+    """What the cache holds, unfinished entries included, and nothing else that lies there."""
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(folder()):
+            if _OWN.fullmatch(entry.name) and not entry.is_dir():
+                with contextlib.suppress(FileNotFoundError):  # another run was quicker
+                    yield Path(entry.path), entry.stat()
+
+
 def clean() -> int:
-    """Remove the cache folder's entries, and nothing else that lies there; how many there were."""
+    """Remove the cache folder's entries and revisions that were left there, and nothing else; how many there were."""
     where = folder()
-    own = re.compile(r"[0-9a-f]{64}\.(json|.*part)")
-    entries = [path for path in where.iterdir() if own.fullmatch(path.name)] if where.is_dir() else []
-    for entry in entries:
-        entry.unlink(missing_ok=True)
-    if where.is_dir() and not any(where.iterdir()):
-        where.rmdir()
-    return len(entries)
+    entries = [path for path, _ in _entries()]
+    for path in entries:
+        path.unlink(missing_ok=True)
+    revisions = where / "revisions"
+    left = [path for path in revisions.iterdir() if LAID_OUT.fullmatch(path.name)] if revisions.is_dir() else []
+    for path in left:
+        shutil.rmtree(path, ignore_errors=True)
+    for home in (revisions, where):
+        if home.is_dir() and not any(home.iterdir()):
+            home.rmdir()
+    return len(entries) + len(left)

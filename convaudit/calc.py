@@ -78,7 +78,8 @@ class _Size(click.ParamType[tuple[int, ...]]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
         parts = str(value).lower().replace("×", "x").split("x")
         if len(parts) != 2 or not all(p.isdigit() and int(p) > 0 for p in parts):
-            self.fail(f"{value!r} is not HxW, such as 224x224", param, ctx)
+            example = "3x3" if param is not None and param.name == "kernel" else "224x224"
+            self.fail(f"{value!r} is not HxW, such as {example}", param, ctx)
         return tuple(map(int, parts))
 
 
@@ -98,7 +99,7 @@ def calc() -> None:
 @click.option("--dataset-size", type=_POSITIVE)
 @_FORMAT
 def linear(image: tuple[int, ...], units: int, channels: int, dataset_size: int | None, form: str) -> None:
-    """A Linear on a flattened IMAGE (HxW) to UNITS."""
+    """A Linear on a flattened IMAGE (HxW) to UNITS, as in `calc linear 224x224 1000 --channels 3`."""
     cost = linear_cost(image, units, channels, dataset_size)
     if form == "json":
         click.echo(json.dumps(cost))
@@ -123,7 +124,10 @@ def linear(image: tuple[int, ...], units: int, channels: int, dataset_size: int 
 @click.option("--padding", type=click.IntRange(0), default=0)
 @_FORMAT
 def conv(kernel: Any, inward: int, outward: int, size: Any, form: str, **geometry: int) -> None:
-    """A KERNEL (HxW) convolution from IN to OUT channels; bias on, no padding unless given."""
+    """A KERNEL (HxW) convolution from IN to OUT channels, as in `calc conv 3x3 64 128 --input 56x56`.
+
+    Bias on, no padding unless given.
+    """
     try:
         cost = conv_cost(kernel, inward, outward, size, **geometry)
     except ValueError as error:

@@ -15,7 +15,17 @@ import msgspec
 
 from convaudit import __version__
 from convaudit.budgets import Budget
-from convaudit.result import SEVERITIES, AuditResult, Finding, InputInfo, LayerRow, Location, Severity, TargetResult
+from convaudit.result import (
+    SEVERITIES,
+    AuditResult,
+    Finding,
+    InputInfo,
+    LayerRow,
+    Location,
+    Severity,
+    TargetResult,
+    TensorRow,
+)
 
 SCHEMA_VERSION = 1
 FIGURES = {
@@ -143,6 +153,28 @@ class StateDict(msgspec.Struct):
         return bool(self.added or self.removed or self.resized)
 
 
+class TensorChange(msgspec.Struct):
+    """A tensor that both checkpoints have, and what differs: ``shape``, ``dtype``, values."""
+
+    name: str
+    changes: list[FieldChange]
+    differing: int | None = None
+    """Elements of other values; null where none is, or where they were not compared one by one."""
+    largest: float | None = None
+    """The largest absolute difference; null also where a NaN or an infinity is on one side."""
+
+
+class Tensors(msgspec.Struct):
+    """The tensors of two checkpoints by name, optimizer state and the prefixes of wrappers aside."""
+
+    added: list[str]
+    removed: list[str]
+    changed: list[TensorChange]
+    same: int
+    values: str | None
+    """What of the values was not compared, and why; null where all were."""
+
+
 class Audited(msgspec.Struct):
     """How one side of a target was audited."""
 
@@ -165,6 +197,8 @@ class TargetDiff(msgspec.Struct):
     layers: Layers
     findings: list[FindingChange]
     state_dict: StateDict
+    tensors: Tensors | None = None
+    """Of two checkpoints only."""
 
     @property
     def target(self) -> str:
@@ -178,6 +212,7 @@ class TargetDiff(msgspec.Struct):
         return bool(
             any(f.before != f.after for f in self.figures) or self.incomparable or layers.added or layers.removed
             or layers.changed or layers.renamed or self.state_dict.changed or any(f.status != "still" for f in self.findings)
+            or (self.tensors and (self.tensors.added or self.tensors.removed or self.tensors.changed))
         )  # fmt: skip
 
     def figure(self, name: str) -> Figure:
@@ -217,6 +252,8 @@ class Diff(msgspec.Struct):
     failed: list[Failure]
     exceeded: list[Exceeded]
     """What ``--fail-on-increase`` did not allow."""
+    only_new_findings: dict[str, list[FindingChange]] = {}
+    """The findings of targets that OLD does not have."""
 
 
 def compare(
@@ -230,6 +267,7 @@ def compare(
         by_name = not len(old.targets) == len(new.targets) == 1
     pairs, left, right = _matched(old.targets, new.targets, lambda target: target.key if by_name else "")
     made = Diff(SCHEMA_VERSION, old_side, new_side, [], [t.target for t in left], [t.target for t in right], [], [])
+    made.only_new_findings = {t.target: found for t in right if (found := _findings([], t.findings, {}))}
     made.failed += [Failure("old", t.target, _why(t)) for t in left if t.status == "failed"]
     made.failed += [Failure("new", t.target, _why(t)) for t in right if t.status == "failed"]
     for before, after in pairs:
@@ -266,6 +304,7 @@ def compare_targets(old: TargetResult, new: TargetResult, versions: list[Incompa
         layers=layers,
         findings=_findings(old.findings, new.findings, names),
         state_dict=_state_dict(old.layers, new.layers),
+        tensors=_tensors(old.checkpoint.tensors, new.checkpoint.tensors) if old.checkpoint and new.checkpoint else None,
     )
 
 
@@ -425,13 +464,13 @@ def _change(
     )  # fmt: skip
 
 
-def failing(target: TargetDiff, level: str) -> list[FindingChange]:
-    """Findings at or above ``level`` that OLD did not have there: new, spread, no longer suppressed, or more severe."""
+def failing(findings: list[FindingChange], level: str) -> list[FindingChange]:
+    """Those at or above ``level`` that OLD did not have there: new, spread, no longer suppressed, or more severe."""
     if level == "never":
         return []
     least = _RANK[level]
     found = []
-    for f in target.findings:
+    for f in findings:
         if f.status in ("fixed", "suppressed") or _RANK[f.severity] < least:
             continue
         rose = f.severity_before is not None and _RANK[f.severity_before] < least
@@ -458,6 +497,31 @@ def _parameters(rows: list[LayerRow]) -> dict[str, int]:
         if row.parameters:
             found[row.name] = found.get(row.name, 0) + row.parameters
     return found
+
+
+# Tensors
+
+
+def comparable(rows: list[TensorRow]) -> dict[str, int]:
+    """Places of the tensors that are compared, by their names without the prefixes that all have."""
+    from convaudit.checkpoints.architecture import wrapper_of
+
+    found = [(row.name, index) for index, row in enumerate(rows) if row.role != "optimizer"]
+    prefix = len(wrapper_of([name for name, _ in found]))
+    return {name[prefix:]: index for name, index in found}
+
+
+def _tensors(old: list[TensorRow], new: list[TensorRow]) -> Tensors:
+    before, after = comparable(old), comparable(new)
+    made = Tensors([n for n in after if n not in before], [n for n in before if n not in after], [], 0, "not compared")
+    for name in (n for n in after if n in before):
+        pair = old[before[name]], new[after[name]]
+        changes = [FieldChange(f, a, b) for f in ("shape", "dtype") if (a := getattr(pair[0], f)) != (b := getattr(pair[1], f))]
+        if changes:
+            made.changed.append(TensorChange(name, changes))
+        else:
+            made.same += 1
+    return made
 
 
 # Limits

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
+import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -18,6 +19,12 @@ from convaudit.result import Location
 
 TORCH = os.path.dirname(torch.__file__) + os.sep
 OWN = os.path.dirname(__file__) + os.sep
+STDLIB = sysconfig.get_path("stdlib") + os.sep
+
+
+def is_user_code(path: str) -> bool:
+    """Whether a frame's file is neither torch's, the standard library's, an installed package's nor ours."""
+    return not path.startswith((TORCH, OWN, STDLIB, "<")) and not any(part in path for part in LIBRARY)
 
 
 class ConstructionLines:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from convaudit.errors import UsageError
-from convaudit.session import audit_options
+from convaudit.session import audit_options, say
 from convaudit.settings import FAIL_ON
 
 if TYPE_CHECKING:
@@ -30,15 +30,16 @@ _SUFFIXES = {".txt": "text", ".md": "markdown", ".json": "json"}
 @click.option("--format", "format_name", type=click.Choice(FORMATS), default="text", show_default=True)
 @click.option("-o", "--output", "outputs", multiple=True, type=click.Path(path_type=Path), help="File: .md, .json or .txt; repeats.")
 @click.option("--all", "show_all", is_flag=True, help="Print everything, however long.")
+@click.option("--weights/--no-weights", default=None, help="Of checkpoints: compare all values, or headers alone.  [default: up to 2 GB]")
 @click.option("--fail-on-increase", "limits", multiple=True, metavar="NAME=AMOUNT", help="Exit 1 where a figure rises by more: macs=5%, params=100K; repeats.")
 @click.option("--fail-on", "fail_on", type=click.Choice(FAIL_ON), default="never", show_default=True, help="Exit 1 for findings of this severity that OLD does not have.")
 def diff(
     old: str, new: str | None, format_name: str, outputs: tuple[Path, ...], show_all: bool, limits: tuple[str, ...], fail_on: str,
     jobs: int, **options: Any,
 ) -> None:  # fmt: skip
-    """What changed from OLD to NEW: figures, layers, findings, keys of the state_dict.
+    """What changed from OLD to NEW: figures, layers, findings, keys of the state_dict, tensors of checkpoints.
 
-    Each is a target (model.py:Net), a target at a git revision (model.py:Net@main), or a JSON result that
+    Each is a target (model.py:Net, weights.pt), a target at a git revision (model.py:Net@main), or a JSON result that
     `convaudit check -o` saved. NEW is the working tree's where OLD alone is given, with a revision.
 
     Exit code: 0, or 1 for what --fail-on-increase and --fail-on name, or 2 where a side could not be audited or a limit
@@ -97,18 +98,18 @@ def _verdict(found: Diff, fail_on: str, lost: bool) -> int:
     _diff = report_part("_diff")
 
     code = 0
-    for target in found.targets:
-        for finding in failing(target, fail_on):
+    for target, findings in [*((t.target, t.findings) for t in found.targets), *found.only_new_findings.items()]:
+        for finding in failing(findings, fail_on):
             code = 1
-            click.echo(f"convaudit: {_diff.finding_line(target, finding)}", err=True)
+            say(_diff.finding_line(target, finding))
     for limit in found.exceeded:
         code = max(code, 1 if limit.reason is None else 2)
-        click.echo(f"convaudit: {_diff.limit_line(limit)}", err=True)
+        say(_diff.limit_line(limit))
     for failure in found.failed:
         label = found.old.label if failure.side == "old" else found.new.label
-        click.echo(f"convaudit: {label}: {failure.message.removeprefix(f'{failure.target}: ')}", err=True)
+        say(f"{label}: {failure.message.removeprefix(f'{failure.target}: ')}")
     if not found.targets and not found.failed:
-        click.echo("convaudit: no target is on both sides: nothing was compared", err=True)
+        say("no target is on both sides: nothing was compared")
         return 2
     return 2 if found.failed or lost else code
 

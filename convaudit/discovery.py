@@ -1,8 +1,8 @@
 """Which classes and functions of a project are models, read from its source: nothing runs, torch is not imported.
 
 A model is an ``nn.Module`` class that no other model of the project is made of, or a function without required
-arguments that returns one. A class that needs arguments gives way to the functions that make it, or else to the
-classes it is made of.
+arguments that returns one. A class that needs arguments gives way to the functions that make it, or else, where it
+has no layers of its own, to the classes it wraps.
 """
 
 from __future__ import annotations
@@ -10,14 +10,18 @@ from __future__ import annotations
 import ast
 import functools
 import os
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from convaudit.paths import relative_path
+
 _MODULES = {"Module", "Sequential", "LightningModule", "ScriptModule"}
 _LIBRARIES = ("torch.nn", "torchvision.models", "timm", "pytorch_lightning", "lightning")
 _NO_MODELS = ("Loss", "Criterion", "Metric", "Dataset", "DataModule", "Sampler", "Transform", "Optimizer", "Scheduler")
+_NO_LAYERS = ("Module", "ModuleList", "ModuleDict", "Parameter", "Identity", "DataParallel")
 _SKIPPED = {".git", ".hg", ".venv", "venv", "env", "node_modules", "site-packages", "__pycache__", "build", "dist",
             ".tox", ".nox", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".eggs"}  # fmt: skip
 
@@ -205,7 +209,7 @@ class Project:
             return self.is_module(*where, depth + 1)
         full = where or base
         last = full.rpartition(".")[2]
-        return last in _MODULES or (full.startswith(_LIBRARIES) and not last.endswith(_NO_MODELS))
+        return last in _MODULES or (full.startswith(_LIBRARIES) and not last.endswith((*_NO_MODELS, "Enum")))
 
     def required(self, path: Path, name: str, depth: int = 0) -> tuple[str, ...]:
         """Arguments a definition cannot be called without, a base's constructor included."""
@@ -272,11 +276,31 @@ class Project:
         ]
 
     def is_part(self, key: Name) -> bool:
-        """Whether a model that can be built is made of this class, or it is handed to a call as a value."""
-        return any(
-            definition.kind != "class" or not self.required(user, definition.name) or self.makers((user, definition.name))
-            for user, definition in self._readers(key)
-        )
+        """Whether this class is a block of another, through others, or handed to a call as a value.
+
+        A class that needs arguments and has no layers of its own only wraps it.
+        """
+        seen, queue = {key}, [key]
+        while queue:
+            for user, definition in self._readers(queue.pop()):
+                reader = (user, definition.name)
+                built = definition.kind != "class" or not self.required(*reader) or self.makers(reader)
+                if built or self._has_layers(user, definition):
+                    return True
+                if reader not in seen:
+                    seen.add(reader)
+                    queue.append(reader)
+        return False
+
+    def _has_layers(self, path: Path, definition: Definition) -> bool:
+        """Whether a class names layers of torch's, losses and containers of modules aside."""
+        full = (self.resolve(path, dotted) for dotted in definition.uses)
+        names = (name.removeprefix("torch.nn.") for name in full if isinstance(name, str) and name.startswith("torch.nn."))
+        return any(name.isidentifier() and name[0].isupper() and not name.endswith((*_NO_MODELS, *_NO_LAYERS)) for name in names)
+
+    def _passed_on(self, key: Name) -> bool:
+        """Whether a function hands the class to a call that makes it."""
+        return any(definition.kind == "function" for _, definition in self._readers(key))
 
     def importers(self, changed: list[Path]) -> list[Path]:
         """Files of the project that import one of ``changed``, through others, in the project's order."""
@@ -313,7 +337,7 @@ class Project:
             key, spelled = (self._real(path), definition.name), f"{shown}:{definition.name}"
             if definition.kind != "class":
                 given, of = self.makes(path, definition)
-                if (given and configured(spelled)) or (given and _offers(definition) and not self.is_part(key) and (of is None or self.required(*of))):
+                if (given and configured(spelled)) or (given and _offers(definition) and not self.is_part(key) and (of is None or self.required(*of) or self._passed_on(of))):
                     names.append(spelled)
             elif definition in classes and configured(spelled):
                 names.append(spelled)
@@ -331,11 +355,13 @@ class Project:
                     names += [f"{os.path.relpath(maker)}:{name}" for maker, name in elsewhere]
                 elif not self.makers(key) and not any(True for _ in self._readers(key)):
                     found.left.append(
-                        f"{shown}:{definition.line}: {definition.name} needs {', '.join(missing)}; audit it as {spelled}(…)"
+                        f"{shown}:{definition.line}: {definition.name} needs {', '.join(missing)}; audit it as {spelled}({', '.join(f'{name}=…' for name in missing)})"
                     )
         found.targets = list(dict.fromkeys(names))
-        if not classes and not names:
-            found.problem = f"{shown}: no model in it"
+        parts = [d.name for d in classes if not d.abstract and not d.name.endswith(_NO_MODELS)]
+        if not names and not found.left:
+            rest = f" by itself in it, only parts of others; name one, as in {shown}:{parts[-1]}" if parts else " in it"
+            found.problem = f"{shown}: no model{rest}"
         return found
 
 
@@ -343,6 +369,18 @@ def _offers(definition: Definition) -> bool:
     """Whether a function or variable is there to be taken as a model: no required arguments, no private or test name."""
     name = definition.name
     return definition.kind != "class" and not definition.required and not name.startswith(("_", "test")) and name != "main"
+
+
+def definition_of(target: str) -> tuple[str, int] | None:
+    """Path and line, as findings spell them, of what ``FILE.py:NAME`` names; None where its source does not tell."""
+    place, _, name = target.partition(":")
+    if not place.endswith(".py"):
+        return None
+    try:
+        found = _read(Path(place)).definitions.get(re.split(r"[.(]", name)[0])
+    except (OSError, SyntaxError, ValueError, RecursionError):
+        return None
+    return (relative_path(place), found.line) if found is not None else None
 
 
 def is_test(path: Path) -> bool:

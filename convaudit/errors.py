@@ -9,9 +9,25 @@ ConvauditError
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import Literal
 
 Step = Literal["read", "import", "construct", "input", "trace", "rule"]
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown word: the known one it was meant to be, where one is that near."""
+    match = difflib.get_close_matches(word, list(known), 1, 0.6)
+    return f"; did you mean {match[0]!r}?" if match else ""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says, or its type's name; memory that was refused is named as such."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    if isinstance(error, MemoryError) or "can't allocate memory" in lines[0]:
+        return "it takes more memory than --memory-limit allows"
+    return lines[0]
 
 
 class ConvauditError(Exception):

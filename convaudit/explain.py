@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from pathlib import Path
 
 import click
 
-from convaudit.errors import UsageError
+from convaudit.errors import UsageError, nearest
 from convaudit.result import RULE_SET
 from convaudit.rule import Rule
 from convaudit.session import settings_of
+from convaudit.settings import LANGUAGES
 
 
 @click.command()
 @click.argument("code", required=False)
 @click.option("--format", "format_name", type=click.Choice(["text", "md"]), default="text", show_default=True)
+@click.option("--lang", type=click.Choice(LANGUAGES), default="en", show_default=True, help="Language of the list.")
 @click.option(
     "--output-dir", type=click.Path(path_type=Path), help="With --format md: write a page for each rule there."
 )
-def rule(code: str | None, format_name: str, output_dir: Path | None) -> None:
+def rule(code: str | None, format_name: str, lang: str, output_dir: Path | None) -> None:
     """Explain a rule and run its own example; without a code, list all."""
     from convaudit import registry
 
@@ -29,17 +30,18 @@ def rule(code: str | None, format_name: str, output_dir: Path | None) -> None:
         _write_pages(rules, output_dir or Path("docs/rules"))
         return
     if code is None:
-        settings = settings_of({}, ())
-        for known, found in rules.items():
-            state = "on " if settings.enabled(known, found.on_by_default(settings.rule_set)) else "off"
-            click.echo(
-                f"{known}  {found.name:<32} {found.severity:<8} {found.since or 'preview':<7}  {state}  {found.title()}"
-            )
+        settings = settings_of({}).of(".")
+        language = registry.report_part("_language")
+        with language.speaking(lang):
+            for known, found in rules.items():
+                state = "on " if settings.enabled(known, found.on_by_default(settings.rule_set)) else "off"
+                click.echo(
+                    f"{known}  {found.name:<32} {found.severity:<8} {found.since or 'preview':<7}  {state}  {language.said(found.title())}"
+                )
         return
     chosen = next((r for c, r in rules.items() if code in (c, r.name)), None)
     if chosen is None:
-        near = difflib.get_close_matches(code, [*rules, *(r.name for r in rules.values())], 1, 0.4)
-        raise UsageError(f"no rule {code!r}" + (f"; the nearest is {near[0]}" if near else ""))
+        raise UsageError(f"no rule {code!r}{nearest(code, [*rules, *(r.name for r in rules.values())])}")
     if format_name == "md":
         click.echo(page(chosen), nl=False)
         return
@@ -80,6 +82,7 @@ def _run_file_example(found: type[Rule]) -> None:
     import os
     import tempfile
 
+    from convaudit.checkpoints.architecture import Expected
     from convaudit.checkpoints.audit import audit_file
     from convaudit.settings import AuditSettings
 
@@ -87,7 +90,8 @@ def _run_file_example(found: type[Rule]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, f"weights{example.suffix}")
             Path(path).write_bytes(example.build())
-            target = audit_file(path, AuditSettings(select=[found.code]))
+            model = Expected.of("a model", example.model) if example.model else None
+            target = audit_file(path, AuditSettings(select=[found.code]), model=model)
         for finding in target.findings:
             click.echo(f"\nOn its own example it says: {finding.severity}: {finding.message}\n  {finding.suggestion}")
 

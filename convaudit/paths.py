@@ -21,7 +21,8 @@ def relative_path(path: str) -> str:
     return (os.path.relpath(path, root) if path.startswith(root + os.sep) else path).replace(os.sep, "/")
 
 
-_FILES = (".py", ".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".pt2", ".pkl", ".th", ".tar", ".index.json")
+FILES = (".py", ".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".pt2", ".pkl", ".th", ".tar", ".index.json")
+"""Suffixes of targets that are files."""
 
 
 @functools.lru_cache
@@ -38,6 +39,11 @@ def repository_root(folder: str) -> str:
 
 
 def target_key(target: str) -> str:
-    """The target as fingerprints and baselines spell it: a file's path relative to the repository root."""
+    """The target as fingerprints and baselines spell it: a file's path relative to the repository root, however it was
+    reached; a checkpoint keeps the name of a link to it."""
     place, colon, name = target.partition(":")
-    return relative_path(place) + colon + name if place.endswith(_FILES) or os.sep in place else target
+    if not place.endswith(FILES) and os.sep not in place:
+        return target
+    folder, base = os.path.split(place)
+    real = os.path.realpath(place) if place.endswith(".py") else os.path.join(os.path.realpath(folder), base)
+    return relative_path(real) + colon + name

@@ -17,7 +17,9 @@ from typing import Any
 
 import msgspec
 
-from convaudit.result import TargetFailure, TargetResult, failed_target
+from convaudit.discovery import definition_of
+from convaudit.errors import ConvauditError
+from convaudit.result import TargetFailure, TargetResult, TensorRow, failed_target
 
 
 class Answer(msgspec.Struct):
@@ -27,8 +29,12 @@ class Answer(msgspec.Struct):
     sources: list[str] = []
     incomplete: bool = False
     """A plugin could not be loaded: the result may change with no file changing."""
+    state_dict: list[TensorRow] = []
+    """The model's, where the request asks for it; non-persistent buffers as "other"."""
 
 
+IMPORTED = b"imported"
+"""What a worker says between the import of a target's module and the rest of its audit."""
 _HOME = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _START = "import sys; sys.path[:1] = []; sys.path.append(sys.argv[1]); from convaudit.worker import main; main()"
 """Without the working directory on ``sys.path``: what lies there must not stand in for the worker's own modules."""
@@ -40,13 +46,16 @@ class Worker:
 
     def __init__(self) -> None:
         self.ready = False
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", _START, _HOME],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,
-            env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-        )
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", _START, _HOME],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                start_new_session=True,
+                env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+            )
+        except OSError as error:
+            raise ConvauditError(f"a worker process cannot be started: {error.strerror}: {sys.executable}") from error
         self._buffer = b""
 
     def ask(self, request: dict[str, Any], timeout: float) -> Answer:
@@ -66,17 +75,18 @@ class Worker:
             self.process.stdin.flush()
         except BrokenPipeError:
             return self._lost(target, "the worker died before the target was read", "trace")
+        deadline = time.monotonic() + timeout
         line = self._line(timeout)
+        at_import = line != IMPORTED
+        if not at_import:
+            line = self._line(deadline - time.monotonic())
         if line is None:
+            step, what = ("import", "the import") if at_import else ("trace", "the constructor or the forward")
             if self.process.poll() is None:
-                return self._lost(
-                    target,
-                    f"{target}: no answer within {timeout:g} s (--timeout); the forward or the import may loop",
-                    "trace",
-                )
+                return self._lost(target, f"{target}: no answer within {timeout:g} s (--timeout); {what} may loop", step)
             code = self.process.returncode
             how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
-            return self._lost(target, f"{target}: its process died with {how} while it was audited", "trace")
+            return self._lost(target, f"{target}: its process died with {how} in {what}", step)
         try:
             return msgspec.json.decode(line, type=Answer)
         except msgspec.DecodeError:
@@ -99,7 +109,8 @@ class Worker:
 
     def _lost(self, target: str, message: str, step: Any) -> Answer:
         self.kill()
-        return Answer(failed_target(target, TargetFailure(step, "WorkerLost", message, None, None)))
+        path, line = definition_of(target) or (None, None)
+        return Answer(failed_target(target, TargetFailure(step, "WorkerLost", message, path, line)))
 
     def kill(self) -> None:
         """End the process and everything it started."""
@@ -118,6 +129,8 @@ class Pool:
 
     def __init__(self, jobs: int = 1) -> None:
         self.jobs = max(1, jobs)
+        self._lost_at_import: dict[str, TargetFailure] = {}
+        """Modules whose import cost a worker: the other targets in them have no better prospects."""
         self._workers: list[Worker] = []
 
     def start(self) -> None:
@@ -133,18 +146,33 @@ class Pool:
         for index in range(len(requests)):
             waiting.put(index)
         results: dict[int, Answer] = {}
+        broken: list[BaseException] = []
+
+        def answer(worker: Worker, request: dict[str, Any]) -> Answer:
+            target, module = request["target"], request["target"].partition(":")[0]
+            before = self._lost_at_import.get(module)
+            if before is not None:
+                return Answer(failed_target(target, before))
+            found = worker.ask(request, timeout)
+            error = found.result.error
+            if error is not None and (error.type, error.step) == ("WorkerLost", "import") and worker.ready:
+                said = error.message.removeprefix(f"{target}: ")
+                self._lost_at_import[module] = TargetFailure("import", error.type, said, None, None)
+            return found
 
         def serve(worker: Worker) -> None:
-            while True:
-                try:
+            try:
+                while not broken:
                     index = waiting.get_nowait()
-                except queue.Empty:
-                    return
-                if not worker.alive:
-                    worker = Worker()
-                    self._workers.append(worker)
-                results[index] = worker.ask(requests[index], timeout)
-                done(results[index].result)
+                    if not worker.alive:
+                        worker = Worker()
+                        self._workers.append(worker)
+                    results[index] = answer(worker, requests[index])
+                    done(results[index].result)
+            except queue.Empty:
+                return
+            except BaseException as error:  # noqa: BLE001 - raised again where the answers are waited for
+                broken.append(error)
 
         while len(self._workers) < min(self.jobs, len(requests)):
             self._workers.append(Worker())
@@ -154,6 +182,8 @@ class Pool:
         for thread in threads:
             while thread.is_alive():
                 thread.join(0.2)
+        if broken:
+            raise broken[0]
         return [results[i] for i in range(len(requests))]
 
     def __enter__(self) -> Pool:

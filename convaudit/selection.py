@@ -6,11 +6,11 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from convaudit.checkpoints.formats import SUFFIXES, sniff
+from convaudit.checkpoints.formats import SUFFIXES, shards_of, sniff
 from convaudit.discovery import Project, in_tree, is_test
 from convaudit.errors import UsageError
-from convaudit.paths import repository_root
-from convaudit.settings import AuditSettings
+from convaudit.paths import repository_root, target_key
+from convaudit.settings import AuditSettings, Resolver
 
 _LINES = 10
 """How many lines of one kind are worth reading."""
@@ -27,65 +27,101 @@ class Selection:
     lost: bool = False
     """A file that was asked for could not be read."""
 
+    def __post_init__(self) -> None:
+        self._keys: dict[str, str] = {}
 
-def select(words: tuple[str, ...], settings: AuditSettings, *, changed: bool = False, allow_code: bool = False) -> Selection:
-    """The targets that ``words`` name or hold.
+    def add(self, target: str, *, discovered: bool = False) -> None:
+        """Take a target, however it is spelled, once; one that is named as well is no longer ``discovered``."""
+        first = self._keys.setdefault(target_key(target), target)
+        if first is target:
+            self.targets.append(target)
+            self.discovered.update([target] * discovered)
+        elif not discovered:
+            self.discovered.discard(first)
 
-    ``changed``: the words are files of a commit; the models of files that import them are selected as well, and
-    those of tests are not. ``allow_code``: model files of folders outside the working directory's repository are run.
+
+def select(
+    words: tuple[str, ...], settings: Resolver, *, changed: bool = False, allow_code: bool = False, default: str = "."
+) -> Selection:
+    """The targets that ``words`` name or hold, in their order, each once.
+
+    Without words: the models of the folder ``default``, and the targets that its settings name in full. ``changed``:
+    the words are files of a commit; the models of files that import them are selected as well, and those of tests are
+    not. ``allow_code``: model files of folders outside the working directory's repository are run.
     """
     found = Selection()
     projects: dict[str, Project] = {}
     here = repository_root(os.getcwd())
-    files: list[tuple[Path, str]] = []
-    for word in words:
-        path = Path(word)
-        if path.is_dir():
-            files += _folder(path, found, allow_code or _inside(path, here))
-        elif word.endswith(".py") and path.is_file():
-            files.append((path, word))
-        elif changed and not word.endswith(".py"):
-            _offer(path, word, found, told=word.endswith(SUFFIXES))
-            continue  # a hook is handed every file of the commit
-        else:
-            found.targets.append(word)
+    left: list[str] = []
+    tests: list[str] = []
 
     def project_of(path: Path) -> Project:
         root = here if _inside(path, here) else str(path.resolve().parent)
         return projects.setdefault(root, Project(Path(root)))
 
-    if changed:
-        given = [path for path, _ in files if path.suffix == ".py"]
-        importers = project_of(given[0]).importers(given) if given else []
-        files += [(path, os.path.relpath(path)) for path in importers]
-    left: list[str] = []
-    tests: list[str] = []
-    for path, shown in files:
-        models = project_of(path).models_in(path, shown, settings.configures)
-        if models.problem is not None and (models.syntax_error or "no model" not in models.problem):
+    def take(path: Path, shown: str, *, named: bool) -> None:
+        models = project_of(path).models_in(path, shown, lambda target: settings.of(target).configures(target))
+        if models.problem is not None and (named or models.syntax_error or "no model" not in models.problem):
             found.lines.append(models.problem)
-            found.lost = found.lost or settings.strict or models.syntax_error
-        elif models.problem is not None and shown in words and not changed:
-            found.lines.append(models.problem)
-            found.lost = found.lost or settings.strict
+            found.lost = found.lost or models.syntax_error or settings.of(shown).strict
         if changed and is_test(path):
-            tests += [shown] * bool(models.targets)
-            continue
-        new = [target for target in models.targets if target not in found.targets]
-        found.targets += new
-        found.discovered.update(new)
-        left += models.left
+            tests.extend([shown] * bool(models.targets))
+            return
+        for target in models.targets:
+            found.add(target, discovered=True)
+        left.extend(models.left)
+
+    changed_files: list[Path] = []
+    for word in words if words or changed else (default,):
+        path = Path(word)
+        if path.is_dir():
+            before = len(found.targets) + len(found.lines) + len(left)
+            for file, shown in _folder(path, found, allow_code or _inside(path, here), named=bool(words)):
+                take(file, shown, named=False)
+            if len(found.targets) + len(found.lines) + len(left) == before:
+                found.lines.append(f"{word}: no model in its Python files")
+        elif word.endswith(".py") and path.is_file():
+            changed_files.append(path)
+            take(path, word, named=not changed)
+        elif changed and not word.endswith(".py"):
+            _offer(path, word, found, told=word.endswith(SUFFIXES))  # a hook is handed every file of the commit
+        else:
+            found.add(word)
+    if changed and changed_files:
+        for path in project_of(changed_files[0]).importers(changed_files):
+            take(path, os.path.relpath(path), named=False)
+    if not words and not changed:
+        for target in _configured(settings.of(default)):
+            if target_key(target) not in map(target_key, found.targets):
+                found.add(target)
     found.lines += _at_most(left) + _at_most([f"{name}: a test's models are not audited; name one to" for name in tests])
     return found
 
 
-def _folder(folder: Path, found: Selection, runs_code: bool) -> list[tuple[Path, str]]:
+def _configured(settings: AuditSettings) -> list[str]:
+    """Targets that a table of the settings names in full."""
+    found = []
+    for match in (table.match for table in settings.target):
+        place, colon, name = match.partition(":")
+        if not colon or set(match) & set("*?["):
+            continue
+        path = Path(settings.root, place)
+        if not place.endswith(".py"):
+            found.append(match)
+        elif path.is_file():
+            found.append(f"{os.path.relpath(path)}:{name}")
+    return found
+
+
+def _folder(folder: Path, found: Selection, runs_code: bool, *, named: bool) -> list[tuple[Path, str]]:
     files: list[tuple[Path, str]] = []
     checkpoints = others = 0
-    for path in in_tree(folder):
+    paths = list(in_tree(folder))
+    shards = {shard for path in paths if path.name.endswith(".index.json") for shard in shards_of(path)}
+    for path in paths:
         if path.suffix == ".py":
             files.append((path, os.path.relpath(path)))
-        if path.name.endswith(SUFFIXES):
+        if path.name.endswith(SUFFIXES) and path not in shards:  # these are audited with their index
             checkpoints += _offer(path, os.path.relpath(path), found, told=False)
             others += 1
     if others > checkpoints:
@@ -97,7 +133,9 @@ def _folder(folder: Path, found: Selection, runs_code: bool) -> list[tuple[Path,
             )
         return []
     if not files and not others:
-        raise UsageError(f"{folder}: no model file and no checkpoint in it")
+        if named:
+            raise UsageError(f"{folder}: no model file and no checkpoint in it")
+        found.lines.append(f"{folder}: no model file and no checkpoint in it")
     return [(path, shown) for path, shown in files if not is_test(path)]
 
 
@@ -111,8 +149,8 @@ def _offer(path: Path, shown: str, found: Selection, *, told: bool) -> bool:
         found.lines.append(f"{shown}: cannot be read: {error.strerror}")
         found.lost = True
         return False
-    if kind is not None and shown not in found.targets:
-        found.targets.append(shown)
+    if kind is not None:
+        found.add(shown)
     elif kind is None and told:
         found.lines.append(f"{shown} is not audited: {other}")
     return kind is not None

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+import msgspec
 
 from convaudit import baseline as baselines
 from convaudit import cache, suppressions
 from convaudit.errors import UsageError
 from convaudit.paths import target_key
 from convaudit.pool import Answer, Pool
-from convaudit.result import AuditResult, assemble
-from convaudit.settings import CONVENTIONS, INPUT_FORM, AuditSettings, find_settings, is_input, read_settings
+from convaudit.result import AuditResult, TargetFailure, TargetResult, assemble, failed_target
+from convaudit.settings import CONVENTIONS, INPUT_FORM, Resolver, at_least, is_input
+
+if TYPE_CHECKING:
+    from convaudit.checkpoints.architecture import Expected
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -39,8 +44,11 @@ def audit_options(command: F) -> F:
             "--input-from", metavar="MODULE:FUNCTION", help="A function (of a module or FILE.py) that makes the input."
         ),
         click.option("--submodule", metavar="NAME", help="Audit a part of the model."),
-        click.option("--config", type=click.Path(path_type=Path), help="Settings file."),
-        click.option("--flop-convention", type=click.Choice(CONVENTIONS)),
+        click.option("--config", type=click.Path(path_type=Path), help="Settings file, in place of each target's own."),
+        click.option(
+            "--flop-convention", type=click.Choice(CONVENTIONS),
+            help="FLOPs of a multiply-accumulate: one (fvcore), or two.  [default: fvcore]",
+        ),
         click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Worker processes."),
         click.option(
             "--timeout",
@@ -59,32 +67,17 @@ def audit_options(command: F) -> F:
     return command
 
 
-def settings_of(options: dict[str, Any], targets: tuple[str, ...]) -> AuditSettings:
-    """Settings from the file nearest the first target inside the working directory, then the command line."""
-    config = options.get("config")
-    if config is not None:
-        table, where = read_settings(config), config
-        if table is None:
-            raise UsageError(f"{config} has no [tool.convaudit]")
-    else:
-        here = start = Path.cwd().resolve()
-        for target in targets:
-            folder = Path(target.partition(":")[0]).resolve().parent
-            if target.partition(":")[0].endswith(".py") and folder.is_relative_to(here):
-                start = folder
-                break
-        table, where = find_settings(start)
-    settings = AuditSettings.from_mapping(table, str(where or "settings"))
-    settings.root = str(where.resolve().parent) if where else ""
+def settings_of(options: dict[str, Any], **forced: Any) -> Resolver:
+    """The settings files and the command line over them; ``forced`` holds whatever either says."""
     given = {
         "select": _codes(options.get("select")), "extend-select": _codes(options.get("extend_select")),
         "ignore": _codes(options.get("ignore")), "fail-on": options.get("fail_on"),
         "flop-convention": options.get("flop_convention"), "dataset-size": options.get("dataset_size"),
         "strict-pickle": options.get("strict_pickle"), "max-pickle": options.get("max_pickle"),
+        "weights": {None: None, True: "always", False: "never"}[options.get("weights")],
         "pretrained": options.get("pretrained"), "require-complete": options.get("require_complete"),
     }  # fmt: skip
-    settings.update({k: v for k, v in given.items() if v}, "command line")
-    return settings
+    return Resolver(options.get("config"), {k: v for k, v in given.items() if v} | forced)
 
 
 def _codes(values: Any) -> list[str]:
@@ -94,31 +87,91 @@ def _codes(values: Any) -> list[str]:
 class Run:
     """Targets to audit with their settings; those whose result is still in the cache need no worker."""
 
-    def __init__(self, targets: list[str], settings: AuditSettings, options: dict[str, Any]) -> None:
+    def __init__(self, targets: list[str], settings: Resolver, options: dict[str, Any]) -> None:
         for spec in options.get("inputs") or ():
             if not is_input(spec):
                 raise UsageError(f"--input {spec!r} is not {INPUT_FORM}")
+        if options.get("write_baseline") and options.get("prune_baseline"):
+            raise UsageError("--write-baseline and --prune-baseline exclude each other")
+        self.settings, self.options = settings, dict(options)
         self.timeout = float(options.get("timeout") or 60.0)
-        self.baseline = _baseline(settings, options)
-        self.requests = [self._request(target, settings, options) for target in targets]
+        self._baselines: dict[Path, baselines.Baseline] = {}
+        self.requests = [self._request(target) for target in targets]
         self.keys = [] if options.get("no_cache") else [cache.key_of(request) for request in self.requests]
         files = {i for i, target in enumerate(targets) if names_checkpoint(target)}
-        self.known = {i: kept for i, key in enumerate(self.keys) if i not in files and (kept := cache.find(key)) is not None}
-        if files:
-            from convaudit.checkpoints.audit import audit_file
+        digests: dict[str, str] = {}
+        self.known = {i: kept for i, key in enumerate(self.keys) if i not in files and (kept := cache.find(key, digests)) is not None}
+        self.beside = self._beside(files) if options.get("model") else {}
+        self.known.update(self._checkpoints(sorted(files - self.beside.keys())))
 
-            digest = bool(options.get("sha256"))
-            self.known.update({i: audit_file(targets[i], settings.for_target(targets[i]), sha256=digest) for i in files})
+    def _beside(self, files: set[int]) -> dict[int, str]:
+        """The model target that each checkpoint is audited beside (``--model``)."""
+        from convaudit.checkpoints.match import model_of
 
-    def _request(self, target: str, settings: AuditSettings, options: dict[str, Any]) -> dict[str, Any]:
-        here = settings.for_target(target)
-        if self.baseline is not None:
-            here.reference = self.baseline.figures(target_key(target))
+        if not files:
+            raise UsageError("--model is for checkpoints, and no target is one")
+        word = str(self.options["model"])
+        found = {}
+        for index in sorted(files):
+            target = self.requests[index]["target"]
+            model, said = model_of(target, self.settings.of(target).max_pickle) if word == "auto" else (word, None)
+            if said:
+                say(f"{target}: {said}")
+            if model is not None:
+                found[index] = model
+        return found
+
+    def _checkpoints(self, indices: list[int]) -> dict[int, TargetResult]:
+        """Results of checkpoints, read here by as many threads as there are jobs."""
+        if not indices:
+            return {}
+        from concurrent.futures import ThreadPoolExecutor
+
+        with progress(len(indices)) as done, ThreadPoolExecutor(int(self.options.get("jobs") or 1)) as threads:
+            found = {}
+            for index, result in zip(indices, threads.map(self._checkpoint, indices)):
+                found[index] = result
+                done()
+        return found
+
+    def _checkpoint(self, index: int, model: Expected | None = None) -> TargetResult:
+        from convaudit.checkpoints.audit import audit_file
+
+        target = self.requests[index]["target"]
+        settings = self.settings.of(target).for_target(target)
+        try:
+            return audit_file(target, settings, sha256=bool(self.options.get("sha256")), model=model)
+        except Exception as error:
+            if os.environ.get("CONVAUDIT_DEBUG"):
+                raise
+            failure = TargetFailure("read", type(error).__name__, f"convaudit broke on {target}: {error!r}", None, None)
+            return msgspec.structs.replace(failed_target(target, failure), kind="checkpoint")
+
+    def _request(self, target: str) -> dict[str, Any]:
+        here, options = self.settings.of(target).for_target(target), self.options
+        accepted = self.baseline(target)
+        if accepted is not None:
+            here.reference = accepted.figures(target_key(target))
         return {
             "target": target, "settings": dataclasses.asdict(here), "input": list(options.get("inputs") or ()),
             "input_from": options.get("input_from"), "submodule": options.get("submodule"),
             "batch": options.get("batch"), "memory_limit": options.get("memory_limit"),
         }  # fmt: skip
+
+    def baseline(self, target: str) -> baselines.Baseline | None:
+        """The baseline of the command line, else of the target's settings (relative to their file)."""
+        where = self._baseline_file(target)
+        about_to_be_written = self.options.get("write_baseline") and not self.options.get("baseline")
+        if where is None or (about_to_be_written and not where.exists()):
+            return None
+        if where not in self._baselines:
+            self._baselines[where] = baselines.read(where)
+        return self._baselines[where]
+
+    def _baseline_file(self, target: str) -> Path | None:
+        given: Path | None = self.options.get("baseline")
+        settings = self.settings.of(target)
+        return given or (Path(settings.root, settings.baseline) if settings.baseline else None)
 
     @property
     def complete(self) -> bool:
@@ -127,46 +180,109 @@ class Run:
 
     def results(self, pool: Pool) -> AuditResult:
         """Every target's result, in order; new ones are kept, unless a plugin could not be loaded."""
-        missing = [i for i in range(len(self.requests)) if i not in self.known]
+        missing = [i for i in range(len(self.requests)) if i not in self.known and i not in self.beside]
+        models = list(dict.fromkeys(self.beside.values()))
         started = time.time()
-        answers = ask(pool, [self.requests[i] for i in missing], self.timeout)
+        requests = [self.requests[i] for i in missing] + [{**self._request(model), "state_dict": True} for model in models]
+        answers = ask(pool, requests, self.timeout)
         problems = set()
         for index, answer in zip(missing, answers):
             if self.keys and not answer.incomplete:
                 problems.add(cache.keep(self.keys[index], answer.sources, answer.result, started))
+        if problems:
+            cache.trim()
         for problem in problems - {None}:
-            click.echo(f"convaudit: {problem}", err=True)
+            say(str(problem))
         new = dict(zip(missing, (answer.result for answer in answers)))
-        return assemble([self.known.get(i) or new[i] for i in range(len(self.requests))])
+        built = dict(zip(models, answers[len(missing) :]))
+        new.update({i: self._both(i, built[model]) for i, model in self.beside.items()})
+        lost = [answer.result for answer in built.values() if answer.result.totals is None]
+        return assemble([*(self.known.get(i) or new[i] for i in range(len(self.requests))), *lost])
 
+    def _both(self, index: int, model: Answer) -> TargetResult:
+        """A checkpoint's result with that of the model it was audited beside."""
+        from convaudit.checkpoints.architecture import Expected
+        from convaudit.checkpoints.match import merged
 
-    def verdict(self, result: AuditResult, settings: AuditSettings, options: dict[str, Any]) -> AuditResult:
-        """The result with its suppressed findings marked; writes the baseline where that was asked for."""
-        path = options.get("write_baseline")
-        if path is not None:
-            if baselines.is_result(path):
-                raise UsageError(f"--write-baseline {path}: is a saved result, and would be lost; name another file")
-            old = baselines.read(path) if path.exists() else baselines.Baseline()
-            result = suppressions.apply(result, settings, None)
-            self.baseline = baselines.updated(old, result.targets, suppressions.ran(settings))
-            for target in result.targets:
-                baselines.apply(self.baseline, target)
-            baselines.write(path, self.baseline)
-            kept = sum(len(entries) for entries in self.baseline.findings.values())
-            click.echo(f"convaudit: wrote {path}: {kept} accepted finding{'s' * (kept != 1)}", err=True)
-            return assemble(result.targets)
-        if options.get("prune_baseline"):
-            if self.baseline is None:
-                raise UsageError("--prune-baseline: there is no baseline; name one with --baseline FILE")
-            where = options.get("baseline") or Path(settings.root, settings.baseline)
+        if model.result.totals is None:
+            return self._checkpoint(index)
+        found = self._checkpoint(index, Expected(model.result.target, model.state_dict))
+        return merged(found, model.result) if found.totals is not None else found
+
+    def lenient(self, discovered: set[str]) -> set[str]:
+        """Those of ``discovered`` that may be left out where they cannot be built: their settings are not ``strict``."""
+        return {target for target in discovered if not self.settings.of(target).strict}
+
+    def judged(self, result: AuditResult) -> AuditResult:
+        """The result with its suppressed findings marked."""
+        return suppressions.apply(result, self.settings.of, self.baseline)
+
+    def fails(self, result: AuditResult) -> bool:
+        """Whether a target has a finding that its own ``fail-on`` names."""
+        return any(
+            finding.suppressed is None and finding.severity in at_least(self.settings.of(target.target).fail_on)
+            for target in result.targets for finding in target.findings
+        )  # fmt: skip
+
+    def write_baseline(self, path: Path, result: AuditResult) -> AuditResult:
+        """Accept today's findings in a file; the result with them marked."""
+        if baselines.is_result(path):
+            raise UsageError(f"--write-baseline {path}: is a saved result, and would be lost; name another file")
+        old = baselines.read(path) if path.exists() else baselines.Baseline()
+        result = suppressions.apply(result, self.settings.of)
+        made = baselines.updated(old, result.targets, suppressions.ran(self.settings.of))
+        baselines.write(path, made)
+        say(f"wrote {path}: {made.entries} accepted finding{'s' * (made.entries != 1)}")
+        self.options["baseline"], self._baselines[path] = path, made
+        return self.judged(result)
+
+    def prune_baselines(self, result: AuditResult, words: tuple[str, ...]) -> None:
+        """Take what no longer is out of the baselines that hold for the targets and for the ``words`` that named them."""
+        files: dict[Path, list[TargetResult]] = {where: [] for word in words if (where := self._baseline_file(word))}
+        for target in result.targets:
+            where = self._baseline_file(target.target)
+            if where is not None:
+                files.setdefault(where, []).append(target)
+        if not files:
+            raise UsageError("--prune-baseline: there is no baseline; name one with --baseline FILE")
+        for where, targets in files.items():
             if baselines.is_result(where):
                 raise UsageError(f"--prune-baseline: {where} is a saved result, and would be lost; --write-baseline makes a baseline")
-            before = sum(map(len, self.baseline.findings.values()))
-            self.baseline = baselines.pruned(self.baseline, result.targets, suppressions.ran(settings))
-            baselines.write(where, self.baseline)
-            gone = before - sum(map(len, self.baseline.findings.values()))
-            click.echo(f"convaudit: {where}: {gone} of {before} entries removed", err=True)
-        return suppressions.apply(result, settings, self.baseline)
+            old = baselines.read(where)
+            made = self._baselines[where] = baselines.pruned(old, targets, suppressions.ran(self.settings.of))
+            baselines.write(where, made)
+            say(f"{where}: {old.entries - made.entries} of {old.entries} entries removed")
+
+
+def unbuilt(target: TargetResult) -> str | None:
+    """Why a target is no model that can be audited by itself; None where it is one."""
+    if target.error is not None:
+        return target.error.message.removeprefix(f"{target.target}: ")
+    return "it has no parameters" if target.totals is not None and not target.totals.parameters else None
+
+
+def without_unbuilt(result: AuditResult, lenient: set[str]) -> tuple[AuditResult, list[str]]:
+    """The result without those of ``lenient`` that cannot be audited by themselves, and a line for each reason."""
+    reasons: dict[tuple[str, str], list[str]] = {}
+    kept = []
+    for target in result.targets:
+        reason = unbuilt(target) if target.target in lenient else None
+        if reason is None:
+            kept.append(target)
+        else:
+            reasons.setdefault((target.target.partition(":")[0], reason), []).append(target.target)
+    return assemble(kept), [
+        f"{names[0]} is not audited: {reason}" if len(names) == 1 else f"{file}: {len(names)} models are not audited: {reason}"
+        for (file, reason), names in reasons.items()
+    ]
+
+
+def name_broken_plugins() -> None:
+    """A line for each plugin of rules or reports that could not be loaded."""
+    from convaudit import registry
+
+    for problem in registry.load_problems():
+        say(problem)
 
 
 def names_checkpoint(target: str) -> bool:
@@ -174,24 +290,21 @@ def names_checkpoint(target: str) -> bool:
     return not target.endswith(".py") and os.path.isfile(target)
 
 
-def _baseline(settings: AuditSettings, options: dict[str, Any]) -> baselines.Baseline | None:
-    """The baseline of the command line, else of the settings (relative to their file)."""
-    if options.get("write_baseline") and options.get("prune_baseline"):
-        raise UsageError("--write-baseline and --prune-baseline exclude each other")
-    if options.get("baseline"):
-        return baselines.read(options["baseline"])
-    if options.get("write_baseline") and not Path(settings.root, settings.baseline).exists():
-        return None  # it is about to be written
-    return baselines.read(Path(settings.root, settings.baseline)) if settings.baseline else None
-
-
 def ask(pool: Pool, requests: list[dict[str, Any]], timeout: float) -> list[Answer]:
-    """Answers to the requests, in their order; a progress bar on a terminal where there is more than one."""
-    if len(requests) > 1 and sys.stderr.isatty():
+    """Answers to the requests, in their order."""
+    with progress(len(requests)) as done:
+        return pool.run(requests, timeout, lambda _: done())
+
+
+@contextlib.contextmanager
+def progress(count: int) -> Iterator[Callable[[], None]]:
+    """What to call after each of ``count`` targets: a progress bar, on a terminal and where there is more than one."""
+    if count > 1 and sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import Progress
 
-        with Progress(console=Console(stderr=True), transient=True) as progress:
-            task = progress.add_task("auditing", total=len(requests))
-            return pool.run(requests, timeout, lambda _: progress.advance(task))
-    return pool.run(requests, timeout, lambda _: None)
+        with Progress(console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("auditing", total=count)
+            yield lambda: bar.advance(task)
+    else:
+        yield lambda: None

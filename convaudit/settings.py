@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-import difflib
 import json
+import os
 import re
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
 from convaudit.budgets import BUDGETS, Budget
-from convaudit.errors import SettingsError
+from convaudit.errors import SettingsError, nearest
+from convaudit.paths import repository_root
 from convaudit.result import RULE_SET, RULE_SETS, SEVERITIES, Severity
 
 if sys.version_info >= (3, 11):
@@ -23,6 +26,9 @@ else:
 
 FAIL_ON = ("error", "warning", "info", "never")
 CONVENTIONS = ("fvcore", "two-per-mac")
+WEIGHTS = ("auto", "always", "never")
+LANGUAGES = ("en", "zh")
+"""In which reports can be written."""
 INPUT_FORM = "[NAME:]SHAPE[:DTYPE], such as 1,3,224,224 or mask:1,1,224,224:bool"
 INTERNAL = ("here", "root", "reference")
 """Fields of :class:`AuditSettings` that are no keys of a settings file."""
@@ -87,6 +93,8 @@ class AuditSettings:
     strict_pickle: bool = False
     max_pickle: int = 64
     """Megabytes of one pickle that are read."""
+    weights: Literal["auto", "always", "never"] = "auto"
+    """Whether a checkpoint's weights are read; "auto": those of a file of up to 2 GB."""
     strict: bool = False
     rule_set: str = RULE_SET
     input: Any = None
@@ -109,11 +117,13 @@ class AuditSettings:
         """Whether a target table that fits gives arguments for ``FILE:NAME``."""
         return bool(self.for_target(target).here.args)
 
-    def text(self) -> str:
-        """Every setting in force, one a line, spelled as in a settings file."""
-        shown = {k.replace("_", "-"): v for k, v in dataclasses.asdict(self).items() if k not in INTERNAL}
-        where = f"# from {self.root}\n" if self.root else "# no settings file\n"
-        return where + "".join(f"{key} = {json.dumps(value)}\n" for key, value in shown.items())
+    def toml(self, source: Callable[[str], str]) -> Iterator[str]:
+        """A line of a convaudit.toml for each key; ``source`` says where a key comes from."""
+        for key, name in self.keys().items():
+            value = getattr(self, name)
+            if name == "target":
+                value = [_as_table(each) for each in value]
+            yield f"{key} = {_toml(value)}  # {source(key)}" if value is not None else f"# {key} is not set"
 
     def enabled(self, code: str, default: bool) -> bool:
         """Whether a rule runs: the longest matching prefix among select and ignore decides, ignore wins a tie."""
@@ -135,18 +145,28 @@ class AuditSettings:
         settings.update(mapping, where)
         return settings
 
+    @classmethod
+    def keys(cls) -> dict[str, str]:
+        """Keys of a settings file → names of fields."""
+        known = {f.name.replace("_", "-"): f.name for f in dataclasses.fields(cls) if f.name not in INTERNAL}
+        return {"rules" if key == "rule-options" else key: name for key, name in known.items()}
+
     def update(self, mapping: dict[str, Any], where: str) -> None:
         """Take over checked values, as :meth:`from_mapping`."""
-        known = {f.name.replace("_", "-"): f.name for f in dataclasses.fields(self) if f.name not in INTERNAL}
-        known["rules"] = known.pop("rule-options")
-        _assign(self, {**mapping, "target": []} if "target" in mapping else mapping, known, where)
+        _assign(self, {**mapping, "target": []} if "target" in mapping else mapping, self.keys(), where)
         for index, table in enumerate(_tables(mapping.get("target", []), where)):
             made = TargetSettings()
             names = {f.name.replace("_", "-"): f.name for f in dataclasses.fields(made)}
             _assign(made, table, names, f"{where}: target {index + 1}")
+            if "match" not in table:
+                raise SettingsError(f'{where}: target {index + 1} needs a match, such as "models/*.py:Net"; "*" is every target')
+            try:
+                json.dumps(made.args)
+            except TypeError as error:
+                raise SettingsError(f"{where}: target {index + 1}: args: {error}; dates and times are not") from error
             for name, budget in made.budget.items():
                 if name not in BUDGETS:
-                    raise SettingsError(f"{where}: unknown budget {name!r}{_nearest(name, list(BUDGETS))}")
+                    raise SettingsError(f"{where}: unknown budget {name!r}{nearest(name, BUDGETS)}")
                 try:
                     Budget.parse(budget)
                 except ValueError as error:
@@ -161,6 +181,7 @@ class AuditSettings:
             ("fail-on", self.fail_on, FAIL_ON),
             ("flop-convention", self.flop_convention, CONVENTIONS),
             ("rule-set", self.rule_set, RULE_SETS),
+            ("weights", self.weights, WEIGHTS),
         ):
             if value not in allowed:
                 raise SettingsError(f"{where}: {key} is one of {', '.join(allowed)}, not {value!r}")
@@ -179,7 +200,7 @@ class AuditSettings:
         rules = registry.rules()
         for code in named:
             if not isinstance(code, str) or not any(c.startswith(code) for c in rules):
-                raise SettingsError(f"{where}: unknown rule {code!r}{_nearest(str(code), list(rules))}")
+                raise SettingsError(f"{where}: unknown rule {code!r}{nearest(str(code), rules)}")
         for code, severity in self.severity.items():
             if severity not in SEVERITIES:
                 raise SettingsError(f"{where}: severity of {code} is one of {', '.join(SEVERITIES)}, not {severity!r}")
@@ -189,7 +210,7 @@ class AuditSettings:
             fields = {f.name.replace("_", "-"): f for f in dataclasses.fields(rules[code].options)}
             for name, value in options.items():
                 if name not in fields:
-                    raise SettingsError(f"{where}: {code} has no option {name!r}{_nearest(name, list(fields))}")
+                    raise SettingsError(f"{where}: {code} has no option {name!r}{nearest(name, fields)}")
                 default = fields[name].default
                 if type(value) is not type(default) and not (isinstance(default, float) and type(value) is int):
                     raise SettingsError(f"{where}: {code}.{name} must be {type(default).__name__}, not {value!r}")
@@ -204,7 +225,7 @@ def _tables(value: Any, where: str) -> list[dict[str, Any]]:
 def _assign(settings: Any, mapping: dict[str, Any], known: dict[str, str], where: str) -> None:
     for key, value in mapping.items():
         if key not in known:
-            raise SettingsError(f"{where}: unknown setting {key!r}{_nearest(key, list(known))}")
+            raise SettingsError(f"{where}: unknown setting {key!r}{nearest(key, known)}")
         current = getattr(settings, known[key])
         expected: Any = object if key == "input" else int if current is None else type(current)
         if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
@@ -212,21 +233,123 @@ def _assign(settings: Any, mapping: dict[str, Any], known: dict[str, str], where
         setattr(settings, known[key], value)
 
 
-def _nearest(word: str, known: list[str]) -> str:
-    match = difflib.get_close_matches(word, known, 1, 0.5)
-    return f"; did you mean {match[0]!r}?" if match else ""
+class Resolver:
+    """The settings of each target: those of the file nearest to it, from its own folder upwards, then the command line.
 
+    A folder's own are in the folder itself. What has no place inside the working directory's repository (a library's
+    model, ``package.module:factory``, a file elsewhere) takes those of the working directory.
+    """
 
-def find_settings(start: Path) -> tuple[dict[str, Any], Path | None]:
-    """The nearest settings table from ``start`` upwards and its file; an empty one where there is none."""
-    for folder in [start, *start.parents]:
+    def __init__(self, config: Path | None = None, given: dict[str, Any] | None = None) -> None:
+        self._given = given or {}
+        self._config = (_table_of(config), config) if config is not None else None
+        self._here = os.path.realpath(os.getcwd())
+        self._tree = Path(os.path.realpath(repository_root(os.getcwd())))
+        self._laid_out: tuple[Path, Path] | None = None
+        self._found: dict[str, tuple[dict[str, Any], Path | None]] = {}
+        self._made: dict[Path | None, AuditSettings] = {}
+
+    def at(self, folder: Path, repository: Path) -> Resolver:
+        """The same settings for the files of ``repository`` as they are laid out in ``folder``."""
+        made = copy.copy(self)
+        made._laid_out, made._made = (folder, repository), {}
+        return made
+
+    def of(self, target: str) -> AuditSettings:
+        """The settings that hold for a target, a file or a folder; one object for one settings file.
+
+        Raises :class:`SettingsError` where the file has a fault.
+        """
+        table, file = self._table(self._place(target))
+        if file not in self._made:
+            made = AuditSettings.from_mapping(table, str(file or "settings"))
+            made.root = self._root(file)
+            made.update(self._given, "command line")
+            self._made[file] = made
+        return self._made[file]
+
+    def _place(self, target: str) -> str:
+        """The folder where the search for a target's settings begins."""
+        file = target if os.path.isfile(target) else target.partition(":")[0]
+        if os.path.isdir(target):
+            folder = os.path.realpath(target)
+        elif file.endswith(".py") or os.path.isfile(file):
+            folder = os.path.dirname(os.path.realpath(file))
+        else:
+            return self._here
+        if self._laid_out is not None and Path(folder).is_relative_to(self._laid_out[0]):
+            folder = os.path.normpath(os.path.join(self._laid_out[1], os.path.relpath(folder, self._laid_out[0])))
+        return folder if Path(folder).is_relative_to(self._tree) else self._here
+
+    def _table(self, folder: str) -> tuple[dict[str, Any], Path | None]:
+        """The settings table nearest to a folder and its file; an empty one where there is none."""
+        if self._config is not None:
+            return self._config
+        if folder not in self._found:
+            self._found[folder] = self._nearest(folder)
+        return self._found[folder]
+
+    def _nearest(self, folder: str) -> tuple[dict[str, Any], Path | None]:
         for name in ("convaudit.toml", "pyproject.toml"):
-            path = folder / name
-            if path.is_file():
-                table = read_settings(path)
-                if table is not None:
-                    return table, path
-    return {}, None
+            path = Path(folder, name)
+            table = read_settings(path) if path.is_file() else None
+            if table is not None:
+                return table, path
+        above = os.path.dirname(folder)
+        return ({}, None) if above == folder else self._table(above)
+
+    def _root(self, file: Path | None) -> str:
+        root = file.resolve().parent if file is not None else None
+        if root is not None and self._laid_out is not None and root.is_relative_to(self._laid_out[1]):
+            root = self._laid_out[0] / root.relative_to(self._laid_out[1])
+        return str(root or "")
+
+    def text(self, targets: tuple[str, ...]) -> str:
+        """The settings in force for the first of ``targets`` as a convaudit.toml, with where each key comes from."""
+        first = targets[0] if targets else "."
+        settings, (table, file) = self.of(first), self._table(self._place(first))
+        lines = [f"# for {first}, from {_spelled(file)}" if file else f"# for {first}: no settings file"]
+        others = {self._table(self._place(t))[1] for t in targets} - {file}
+        lines += [f"# other targets take theirs from {_spelled(other)}" for other in sorted(o for o in others if o)]
+
+        def source(key: str) -> str:
+            return "command line" if key in self._given else _spelled(file) if file and key in table else "default"
+
+        lines += settings.toml(source)
+        return "\n".join(lines) + "\n"
+
+
+def _table_of(config: Path) -> dict[str, Any]:
+    table = read_settings(config)
+    if table is None:
+        raise SettingsError(f"{config} has no [tool.convaudit]")
+    return table
+
+
+def _spelled(path: Path) -> str:
+    shown = os.path.relpath(path)
+    return str(path) if shown.startswith(os.pardir) else shown
+
+
+def _as_table(target: TargetSettings) -> dict[str, Any]:
+    """A target table without what it leaves at its default."""
+    fields = [(f.name, getattr(target, f.name)) for f in dataclasses.fields(target)]
+    return {name.replace("_", "-"): value for name, value in fields if value or name == "match"}
+
+
+def _key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _toml(name)
+
+
+def _toml(value: Any) -> str:
+    """A value as TOML, tables inline."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_key(key)} = {_toml(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    if isinstance(value, float):
+        return repr(value)
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def read_settings(path: Path) -> dict[str, Any] | None:

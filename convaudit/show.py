@@ -31,7 +31,7 @@ def show(target: str, depth: int | None, sort: str | None, columns: str | None, 
     for column in chosen:
         if column not in COLUMNS:
             raise UsageError(f"--columns: unknown {column!r}; of {', '.join(COLUMNS)}")
-    settings = settings_of(options, (target,))
+    settings = settings_of(options)
     selection = select((target,), settings)
     if len(selection.targets) != 1:
         named = f"name one of {', '.join(selection.targets)}" if selection.targets else "; ".join(selection.lines)
@@ -63,6 +63,8 @@ def table(found: TargetResult, depth: int | None, sort: str | None, columns: tup
     right = [c in NUMBERS for c in ("layer", *columns)]
     shape = " and ".join("×".join(map(str, i.shape)) for i in found.inputs)
     note = f"input {shape}; FLOPs by the {found.flop_convention} convention" if "flops" in columns else f"input {shape}"
+    if not found.inputs and found.kind == "checkpoint":
+        note = "from names and shapes: what a forward pass costs, they do not tell"
     return [
         "  ".join(cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(line, widths, right)).rstrip()
         for line in lines

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import os
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import click
 import msgspec
 
-from convaudit import revisions, suppressions
+from convaudit import revisions
 from convaudit.comparison import Diff, Side, compare
 from convaudit.errors import UsageError
 from convaudit.pool import Answer, Pool
-from convaudit.result import SCHEMA_VERSION, AuditResult, TargetFailure, TargetResult, assemble, failed_target
+from convaudit.result import SCHEMA_VERSION, AuditResult, TargetFailure, failed_target
 from convaudit.selection import Selection, select
-from convaudit.session import Run, settings_of
-from convaudit.settings import AuditSettings
+from convaudit.session import Run, name_broken_plugins, say, settings_of, unbuilt, without_unbuilt
+from convaudit.settings import Resolver
 
 
 def compared(words: tuple[str, str], options: dict[str, Any], jobs: int) -> tuple[Diff, bool]:
@@ -33,24 +30,17 @@ def _compared(
 ) -> tuple[Diff, bool]:
     saved = [_saved(word) if word.endswith(".json") else None for word in words]
     live = [_Live(word, options, jobs, stack) if result is None else None for word, result in zip(words, saved)]
-    targets = tuple(side.target for side in live if side is not None)
-    settings = settings_of(options, targets)
-    settings.baseline = ""  # OLD is what a diff compares with
+    settings = settings_of(options, baseline="")  # OLD is what a diff compares with
     pool: Pool | None = None  # of the working tree: one serves both sides
     for side in live:
         if side is not None:
             pool = side.prepare(settings, pool) or pool
     if not all(side is None or side.run.complete for side in live):
-        from convaudit import registry
-
-        for problem in registry.load_problems():
-            click.echo(f"convaudit: {problem}", err=True)
+        name_broken_plugins()
     results = [side.result() if side is not None else result for side, result in zip(live, saved)]
     before, after = (result for result in results if result is not None)
     single = len(before.targets) == len(after.targets) == 1
-    if not settings.strict:
-        discovered = [side.selection.discovered if side is not None else set() for side in live]
-        before, after = _without_unbuilt(before, after, discovered[0], discovered[1])
+    before, after = _without_unbuilt((before, after), [side.lenient if side is not None else set() for side in live])
     lost = any(side is not None and side.selection.lost for side in live)
     if not before.targets and not after.targets:
         raise UsageError("nothing to compare: there is no model on either side")
@@ -58,7 +48,14 @@ def _compared(
         side.label if side is not None else Side(word, None, None, result.convaudit_version if result is not None else "")
         for side, word, result in zip(live, words, saved)
     ]
-    return compare(labels[0], before, labels[1], after, by_name=not single), lost
+    found = compare(labels[0], before, labels[1], after, by_name=not single)
+    here = all(side is not None and side.revision is None for side in live)
+    for target in found.targets if here else ():
+        if target.tensors is not None:
+            from convaudit.checkpoints.compare import compare_values
+
+            compare_values(target.tensors, target.old.target, target.new.target, settings.of(target.new.target))
+    return found, lost
 
 
 def _saved(word: str) -> AuditResult:
@@ -74,22 +71,16 @@ def _saved(word: str) -> AuditResult:
     return result
 
 
-def _without_unbuilt(old: AuditResult, new: AuditResult, in_old: set[str], in_new: set[str]) -> tuple[AuditResult, AuditResult]:
-    """Both results without models that nobody named and that cannot be audited by themselves on either side."""
-    fine = {t.key for result in (old, new) for t in result.targets if t.totals is not None and t.totals.parameters}
-    lines: list[str] = []
-
-    def kept(target: TargetResult, discovered: set[str]) -> bool:
-        if target.target not in discovered or target.key in fine:
-            return True
-        said = target.error.message if target.error is not None else "it has no parameters"
-        lines.append(f"{target.target} is not audited: {said.removeprefix(f'{target.target}: ')}")
-        return False
-
-    left = assemble([t for t in old.targets if kept(t, in_old)]), assemble([t for t in new.targets if kept(t, in_new)])
-    for line in dict.fromkeys(lines):
-        click.echo(f"convaudit: {line}", err=True)
-    return left
+def _without_unbuilt(results: tuple[AuditResult, AuditResult], lenient: list[set[str]]) -> tuple[AuditResult, AuditResult]:
+    """Both results without those of ``lenient`` that cannot be audited by themselves on either side."""
+    fine = {target.key for result in results for target in result.targets if unbuilt(target) is None}
+    (old, first), (new, second) = (
+        without_unbuilt(result, {t.target for t in result.targets if t.target in names and t.key not in fine})
+        for result, names in zip(results, lenient)
+    )
+    for line in dict.fromkeys(first + second):
+        say(line)
+    return old, new
 
 
 class _Live:
@@ -115,12 +106,12 @@ class _Live:
     def _there(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext() if self.revision is None else revisions.inside(self.revision, self.folder)
 
-    def prepare(self, settings: AuditSettings, pool: Pool | None) -> Pool | None:
+    def prepare(self, settings: Resolver, pool: Pool | None) -> Pool | None:
         """Select, and start a worker where one is needed; ``pool`` is the working tree's, and so is what it returns."""
         target = self.target
         if self.revision is not None:
             target, pool = self.revision.target, None
-            settings = self._settings(settings)
+            settings = settings.at(self.folder, self.revision.repository)
         self.settings = settings
         with self._there():
             self.selection = select((target,), settings)
@@ -131,21 +122,19 @@ class _Live:
             if not self.run.complete:
                 pool.start()
         for line in self.selection.lines:
-            click.echo(f"convaudit: {self.label.label}: {line}", err=True)
+            say(f"{self.label.label}: {line}")
         return pool if self.revision is None else None
 
-    def _settings(self, settings: AuditSettings) -> AuditSettings:
-        """The working tree's settings, for the same paths of the revision."""
-        assert self.revision is not None
-        root = os.path.realpath(settings.root) if settings.root else ""
-        if root and Path(root).is_relative_to(self.revision.repository):
-            root = os.path.join(self.folder, os.path.relpath(root, self.revision.repository))
-        return dataclasses.replace(settings, root=os.path.normpath(root) if root else "")
+    @property
+    def lenient(self) -> set[str]:
+        """Targets that nobody named and whose settings are not ``strict``."""
+        with self._there():
+            return self.run.lenient(self.selection.discovered)
 
     def result(self) -> AuditResult:
         """The side's result, suppressed findings marked as this side's comments and the settings say."""
         with self._there():
-            return suppressions.apply(self.run.results(self.pool), self.settings, None)
+            return self.run.judged(self.run.results(self.pool))
 
 
 class _RevisionPool(Pool):

@@ -6,7 +6,7 @@ Works on results, in the parent: a changed comment needs no new trace, and torch
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -16,7 +16,7 @@ from convaudit import baseline as baselines
 from convaudit import comments
 from convaudit.paths import repository_root
 from convaudit.result import AuditResult, Finding, Location, TargetResult, assemble
-from convaudit.settings import AuditSettings, TargetSettings
+from convaudit.settings import AuditSettings, TargetSettings, at_least
 
 
 @dataclass
@@ -46,12 +46,20 @@ class _Comments:
                     finding.evidence["reason"] = comment.reason
 
 
-def apply(result: AuditResult, settings: AuditSettings, baseline: baselines.Baseline | None) -> AuditResult:
-    """Mark suppressed findings, add CNV003 for what matched nothing, and count again."""
+Settings = Callable[[str], AuditSettings]
+"""The settings that hold for a target."""
+
+
+def apply(
+    result: AuditResult, settings: Settings, baseline: Callable[[str], baselines.Baseline | None] = lambda _: None
+) -> AuditResult:
+    """Mark suppressed findings by each target's own settings and baseline, add CNV003 for what matched nothing, and
+    count again."""
     seen = _Comments()
     for target in result.targets:
         target.findings = [f for f in target.findings if f.rule != "CNV003"]
-    tables = _Tables(settings)
+    tables: dict[int, _Tables] = {}
+    rule_ran = ran(settings)
     for target in result.targets:
         if target.status == "failed":
             continue
@@ -63,17 +71,19 @@ def apply(result: AuditResult, settings: AuditSettings, baseline: baselines.Base
                 seen.suppress(finding, finding.location)
             if finding.suppressed is None:
                 seen.suppress(finding, target.location)  # a comment there speaks for the whole model
-        tables.suppress(target)
-        left = baselines.apply(baseline, target) if baseline else []
+        own = settings(target.target)
+        tables.setdefault(id(own), _Tables(own)).suppress(target)
+        accepted = baseline(target.target)
+        left = baselines.apply(accepted, target) if accepted else []
         unused = [
             f"the baseline entry {entry.rule} for {', '.join(entry.layers[:3]) or 'the model'} matches nothing any more"
             for entry in left
-            if ran(settings)(target, entry.rule)
+            if rule_ran(target, entry.rule)
         ]
-        if unused and _runs("CNV003", settings):
+        if unused and _runs("CNV003", own):
             target.findings += [_unused(target, said, target.location) for said in unused]
-    for target, said in list(tables.unused()):
-        if _runs("CNV003", settings):
+    for target, said in [unused for table in tables.values() for unused in table.unused()]:
+        if _runs("CNV003", settings(target.target)):
             target.findings.append(_unused(target, said, target.location))
     _unused_comments(result, seen, settings)
     return assemble(result.targets)
@@ -121,10 +131,11 @@ class _Tables:
                 yield target, f"{table} {pattern!r}: {code} matches nothing"
 
 
-def _unused_comments(result: AuditResult, seen: _Comments, settings: AuditSettings) -> None:
+def _unused_comments(result: AuditResult, seen: _Comments, settings: Settings) -> None:
     """CNV003 for comments that speak for a line some audited layer was built on, and matched no finding."""
     spoken: set[tuple[str, int]] = set()
     for target in result.targets:
+        own = settings(target.target)
         lines = {row.location for row in target.layers} | {f.location for f in target.findings} | {target.location}
         for location in sorted((at for at in lines if at), key=lambda at: (at.path, at.line)):
             for comment in seen.source(location.path).comments_for(location.line):
@@ -138,20 +149,20 @@ def _unused_comments(result: AuditResult, seen: _Comments, settings: AuditSettin
                 for code in comment.codes:
                     if (location.path, comment.line, code) in seen.used:
                         continue
-                    runs = _runs(code, settings)
+                    runs = _runs(code, own)
                     if runs and target.status != "ok":
                         continue  # a partial trace silences rules
                     if runs is None:
                         said.append(f"there is no rule {code}")
                     elif runs:
                         said.append(f"ignore[{code}] matches no finding")
-                if said and _runs("CNV003", settings):
+                if said and _runs("CNV003", own):
                     target.findings += [_unused(target, text, at) for text in said]
 
 
-def ran(settings: AuditSettings) -> baselines.Ran:
+def ran(settings: Settings) -> baselines.Ran:
     """Whether a rule could speak about a target: it is enabled, and nothing of the model was left out."""
-    return lambda target, code: target.status == "ok" and bool(_runs(code, settings))
+    return lambda target, code: target.status == "ok" and bool(_runs(code, settings(target.target)))
 
 
 def _runs(code: str, settings: AuditSettings) -> bool | None:
@@ -172,12 +183,14 @@ def _unused(target: TargetResult, message: str, location: Location | None) -> Fi
     )  # fmt: skip
 
 
-def add_comments(result: AuditResult, severities: tuple[str, ...]) -> tuple[int, list[str]]:
-    """Write an ignore comment for every live finding of ``severities``; how many, and a line for each left out."""
+def add_comments(result: AuditResult, settings: Settings) -> tuple[int, list[str]]:
+    """Write an ignore comment for every live finding that fails its target (with ``fail-on = "never"``, errors and
+    warnings); how many, and a line for each left out."""
     root = Path(repository_root(os.getcwd()))
     wanted: dict[str, dict[int, set[str]]] = {}
     left = []
     for target in result.targets:
+        severities = at_least(settings(target.target).fail_on) or ("error", "warning")
         for finding in target.findings:
             if finding.suppressed or finding.severity not in severities or finding.rule in baselines.NEVER_ACCEPTED:
                 continue

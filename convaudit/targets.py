@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import difflib
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
-import sysconfig
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,9 +19,11 @@ import torch
 from torch import nn
 
 from convaudit import accelerators
-from convaudit.construction import OWN, ConstructionLines, construction_locations
-from convaudit.errors import TargetError
-from convaudit.paths import LIBRARY, relative_path
+from convaudit.checkpoints.formats import SUFFIXES
+from convaudit.construction import ConstructionLines, construction_locations, is_user_code
+from convaudit.discovery import definition_of
+from convaudit.errors import TargetError, first_line, nearest
+from convaudit.paths import relative_path
 
 
 @dataclass
@@ -35,20 +36,27 @@ class BuiltTarget:
     notes: tuple[str, ...] = ()
 
 
-def build(target: str, args: dict[str, Any] | None = None) -> BuiltTarget:
-    """Build ``model.py[:NAME[(ARGS)]]``, ``package.module:NAME``, ``timm:NAME`` or ``torchvision:NAME``.
+def build(target: str, args: dict[str, Any] | None = None, imported: Callable[[], None] = lambda: None) -> BuiltTarget:
+    """Build ``model.py[:NAME[(ARGS)]]``, ``package.module:NAME``, ``timm:NAME`` or ``torchvision:NAME`` (with ARGS too).
 
-    ``args`` are keyword arguments from the settings; arguments written in the target replace them. Raises :class:`TargetError` with the step that failed and the user's own line.
+    ``args`` are keyword arguments from the settings; arguments written in the target replace them. ``imported`` is
+    called between the import of the target's module and what is made of it. Raises :class:`TargetError` with the step
+    that failed and the user's own line.
     """
     head, _, name = target.partition(":")
     for prefix, builder in (("timm", _timm), ("torchvision", _torchvision)):
         if head == prefix and name:
-            return builder(name, args or {})
+            imported()
+            bare, _, call = name.partition("(")
+            return builder(bare, _literals(call, target)[1] if call else args or {})
     if not name and not head.endswith(".py"):
+        if os.sep in head or os.path.islink(head) or head.endswith(SUFFIXES):
+            raise TargetError("read", f"{target}: {_absent(head)}", kind="FileNotFoundError")
         raise TargetError(
             "read", f"{target}: neither a .py file nor MODULE:NAME, timm:NAME or torchvision:NAME", kind="ValueError"
         )
     module = load(head)
+    imported()
     return _from_module(module, name, target, Path(getattr(module, "__file__", "") or "."), args)
 
 
@@ -67,7 +75,7 @@ def _timm(name: str, args: dict[str, Any]) -> BuiltTarget:
         import timm
     if not timm.is_model(name):
         raise TargetError(
-            "construct", f"timm has no model {name!r}{_nearest(name, timm.list_models())}", kind="LookupError"
+            "construct", f"timm has no model {name!r}{nearest(name, timm.list_models())}", kind="LookupError"
         )
     return _construct(lambda: timm.create_model(name, pretrained=False, **args))
 
@@ -77,7 +85,7 @@ def _torchvision(name: str, args: dict[str, Any]) -> BuiltTarget:
         from torchvision import models
     if name not in models.list_models():
         raise TargetError(
-            "construct", f"torchvision has no model {name!r}{_nearest(name, models.list_models())}", kind="LookupError"
+            "construct", f"torchvision has no model {name!r}{nearest(name, models.list_models())}", kind="LookupError"
         )
     accepted = inspect.signature(models.get_model_builder(name)).parameters
     extra = {"weights_backbone": None} if "weights_backbone" in accepted else {}
@@ -106,14 +114,9 @@ def _torchvision_args(home: str, side: int) -> tuple[Any, ...]:
     return (image(1, 3, side, side),)
 
 
-def _nearest(word: str, known: list[str]) -> str:
-    match = difflib.get_close_matches(word, known, 1, 0.4)
-    return f"; the nearest is {match[0]!r}" if match else ""
-
-
 def _load_file(path: Path) -> Any:
     if not path.is_file():
-        raise TargetError("read", f"{path}: no such file", kind="FileNotFoundError")
+        raise TargetError("read", f"{path}: {_absent(path)}", kind="FileNotFoundError")
     try:
         tree = ast.parse(path.read_bytes(), str(path))
     except OSError as error:
@@ -144,6 +147,10 @@ _FAILED: dict[tuple[str, int], TargetError] = {}
 """Files of this run that cannot be imported: what that takes is spent once, not for each model of the file."""
 
 
+def _absent(path: str | Path) -> str:
+    return f"a link to {os.readlink(path)}, which is not there" if os.path.islink(path) else "no such file or folder"
+
+
 def _run(load: Callable[[], Any]) -> Any:
     """Run the code of a module. It may train as it is imported, so gradients are on."""
     with torch.enable_grad(), accelerators.absent():
@@ -161,10 +168,11 @@ def _execute(file: Path) -> Any:
 
 
 def _in_package(file: Path, tree: ast.Module) -> str | None:
-    """The dotted name of a file that imports relatively, with its package's folder on ``sys.path``; None for others."""
-    imports = [node for node in _imports(tree.body) if node.level]
+    """The dotted name of a file that imports from its own package, whose folder comes first on ``sys.path``; None for
+    others."""
+    imports = list(_imports(tree.body))
     level = max((node.level for node in imports), default=0)
-    if not level or not all(_is_there(file, node) for node in imports):
+    if not all(_is_there(file, node) for node in imports if node.level):
         return None
     folder, packages = file.parent, list[str]()
     while len(packages) < level or (folder / "__init__.py").is_file():
@@ -172,10 +180,13 @@ def _in_package(file: Path, tree: ast.Module) -> str | None:
             return None
         packages.insert(0, folder.name)
         folder = folder.parent
+    named = {(node.module or "").partition(".")[0] for node in imports if not node.level}
+    if not packages or not (level or packages[0] in named):
+        return None
     found = sys.modules.get(packages[0])
     if found is not None and str(folder / packages[0]) not in list(getattr(found, "__path__", ())):
         return None  # an installed package of that name is in use
-    sys.path.insert(1, str(folder))
+    sys.path.insert(0, str(folder))  # before the file's own folder, which may hold a module of the package's name
     return ".".join(packages if file.stem == "__init__" else [*packages, file.stem])
 
 
@@ -206,7 +217,7 @@ def _from_module(module: Any, name: str, target: str, path: Path, configured: di
     for part in bare.split("."):
         if not hasattr(found, part):
             known = [k for k, v in vars(module).items() if isinstance(v, type) and issubclass(v, nn.Module)]
-            raise TargetError("construct", f"{target}: no {bare!r} in it{_nearest(bare, known)}", kind="AttributeError")
+            raise TargetError("construct", f"{target}: no {bare!r} in it{nearest(bare, known)}", kind="AttributeError")
         found = getattr(found, part)
     if isinstance(found, nn.Module):
         return BuiltTarget(unwrap(found), ConstructionLines())
@@ -290,7 +301,6 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model
 
 
-_STDLIB = sysconfig.get_path("stdlib")
 _SCRIPT = "what a script does belongs under if __name__ == '__main__'"
 
 
@@ -303,16 +313,21 @@ def _blaming(step: Any, path: Path | None, target: str = "", of: Any = None) -> 
         raise
     except BaseException as error:
         frames = [(f.f_code.co_filename, line, f.f_code.co_name) for f, line in traceback.walk_tb(error.__traceback__)]
-        own = [frame for frame in frames if not frame[0].startswith((OWN, "<", _STDLIB)) and not _installed(frame[0])]
+        own = [frame for frame in frames if is_user_code(frame[0])]
         where, line = (relative_path(own[-1][0]), own[-1][1]) if own else (None, None)
         if where is None and path is not None:
-            where, line = relative_path(str(path)), _line_of(of)
-        text = str(error).strip().splitlines()
-        what = text[0].rstrip(" :") if text else "no message"
+            where, line = _place_of(of) or definition_of(target) or (relative_path(str(path)), 1)
+        what = first_line(error).rstrip(" :")
         if step == "import" and any("argparse" in frame[0] for frame in frames):
             what = f"it reads the command line as it is imported; {_SCRIPT}"
         elif step == "import" and own and own[-1][2] == "<module>" and isinstance(error, _OF_SCRIPTS):
-            what = f"{what}; {_SCRIPT}"
+            behind = frames[frames.index(own[-1]) + 1 :]
+            if not any(frame[2] == "<module>" for frame in behind):  # else it is an import that fails
+                what = f"{what}; {_SCRIPT}"
+        elif step == "construct" and isinstance(error, OSError) and (spared := _without_weights(of)):
+            what = f"{what}; without weights: {target}({spared})"
+        elif isinstance(error, TypeError) and " missing " in what and not own:
+            what = f"{what}; give them, as in {_call_of(of, target)}"
         place = f"{where}:{line}: " if where else f"{target}: " if target else ""
         raise TargetError(
             step,
@@ -327,12 +342,30 @@ _OF_SCRIPTS = (OSError, RuntimeError, AssertionError, EOFError, SystemExit)
 """What code that trains, reads data or asks for a GPU fails with; NotImplementedError and RecursionError come along."""
 
 
-def _installed(path: str) -> bool:
-    return any(part in path for part in LIBRARY)
-
-
-def _line_of(of: Any) -> int:
+def _place_of(of: Any) -> tuple[str, int] | None:
+    """Path and line of a class or function of the user's."""
     try:
-        return inspect.findsource(of)[1] + 1 if of is not None else 1
-    except (OSError, TypeError):  # made by exec
-        return 1
+        of = inspect.unwrap(of)
+        path, line = inspect.getsourcefile(of), inspect.findsource(of)[1] + 1
+    except (OSError, TypeError, ValueError):  # made by exec, or by type()
+        return None
+    return (relative_path(path), line) if path is not None and is_user_code(path) else None
+
+
+def _without_weights(of: Any) -> str | None:
+    """The argument that keeps a constructor from loading weights, as ``pretrained=False``."""
+    with contextlib.suppress(TypeError, ValueError):
+        for name, parameter in inspect.signature(of).parameters.items():
+            if name in ("pretrained", "weights", "encoder_weights") and parameter.default:
+                return f"{name}={False if parameter.default is True else None}"
+    return None
+
+
+def _call_of(of: Any, target: str) -> str:
+    """A target with every argument that ``of`` cannot be called without."""
+    try:
+        parameters = inspect.signature(of).parameters.values()
+    except (TypeError, ValueError):  # of C
+        return f"{target}(…)"
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    return f"{target.partition('(')[0]}({', '.join(f'{name}=…' for name in needed)})"

@@ -14,7 +14,9 @@ import threading
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from convaudit.result import TargetResult
+    from collections.abc import Callable
+
+    from convaudit.result import TargetResult, TensorRow
 
 
 def main() -> None:
@@ -36,16 +38,21 @@ def main() -> None:
     import msgspec
 
     from convaudit.footprint import Footprint
-    from convaudit.pool import Answer
+    from convaudit.pool import IMPORTED, Answer
     from convaudit.registry import LOAD_PROBLEMS
+
+    def imported() -> None:
+        answers.write(IMPORTED + b"\n")
+        answers.flush()
 
     footprint = Footprint()
     while True:
         request = json.loads(requests.get())
         _limit_memory(request.get("memory_limit"))
+        state_dict: list[TensorRow] = []
         with footprint.watched():
-            result = _answer(request)
-        answer = Answer(result, footprint.sources(), bool(LOAD_PROBLEMS))
+            result = _answer(request, state_dict, imported)
+        answer = Answer(result, footprint.sources(), bool(LOAD_PROBLEMS), state_dict)
         answers.write(msgspec.json.encode(answer) + b"\n")
         answers.flush()
         footprint.forget()
@@ -74,16 +81,18 @@ def _listen(descriptor: int, requests: queue.SimpleQueue[bytes]) -> None:
     os._exit(0)
 
 
-def _answer(request: dict[str, object]) -> TargetResult:
+def _answer(request: dict[str, object], state_dict: list[TensorRow], imported: Callable[[], None]) -> TargetResult:
+    from convaudit.discovery import definition_of
     from convaudit.errors import ConvauditError, TargetError
     from convaudit.result import TargetFailure, failed_target
 
     target = str(request["target"])
     sys.argv = [target]
     try:
-        return _example(target, request) if request.get("rule_example") else _audit(target, request)
+        return _example(target, request) if request.get("rule_example") else _audit(target, request, state_dict, imported)
     except TargetError as error:
-        failure = TargetFailure(error.step, error.kind, str(error), error.path, error.line)
+        path, line = (error.path, error.line) if error.path else definition_of(target) or (None, None)
+        failure = TargetFailure(error.step, error.kind, str(error), path, line)
     except ConvauditError as error:
         failure = TargetFailure("input", type(error).__name__, str(error), None, None)
     except (Exception, SystemExit, KeyboardInterrupt) as error:
@@ -117,13 +126,16 @@ def _example(code: str, request: dict[str, object]) -> TargetResult:
         return audit_model(examples[0].build(), args, {}, target=code, settings=settings)
 
 
-def _audit(target: str, request: dict[str, object]) -> TargetResult:
+def _audit(
+    target: str, request: dict[str, object], state_dict: list[TensorRow], imported: Callable[[], None]
+) -> TargetResult:
     from typing import Any, cast
 
     import torch
     from torch.nn.parameter import is_lazy
 
     from convaudit import inputs, targets
+    from convaudit.accounting import state_dict_rows
     from convaudit.engine import audit_graph, audit_model
     from convaudit.errors import TargetError
     from convaudit.graph import tensors
@@ -142,11 +154,13 @@ def _audit(target: str, request: dict[str, object]) -> TargetResult:
         configured = [configured]
     given = inputs.given_inputs(specs, "option") if specs else None
     with torch.no_grad():
-        built = targets.build(target, here.args)
+        built = targets.build(target, here.args, imported)
         model = built.model
         if getattr(model.forward, "__func__", None) is torch.nn.Module.forward:
             said = f"{target}: {type(model).__name__} has no forward: it is no model by itself"
             raise TargetError("construct", said, kind="TypeError")
+        if request.get("state_dict"):
+            state_dict += state_dict_rows(model)
         args: tuple[Any, ...]
         kwargs: dict[str, Any] = {}
         own = inputs.model_inputs(model)
@@ -165,11 +179,14 @@ def _audit(target: str, request: dict[str, object]) -> TargetResult:
         else:
             try:
                 args, infos = inputs.inferred_inputs(model)
-            except TargetError:
+            except TargetError as refused:
                 symbolic = not isinstance(model, torch.jit.ScriptModule) and not any(map(is_lazy, model.parameters()))
                 if request.get("submodule") or not symbolic:
                     raise
-                graph = trace_symbolically(model, built.lines.named(model))
+                try:
+                    graph = trace_symbolically(model, built.lines.named(model), str(refused))
+                except TargetError:
+                    raise refused from None
                 return audit_graph(graph, ((), {}), target=target, settings=settings)
         batch = request.get("batch")
         if batch:

@@ -94,6 +94,10 @@ AUDITED: dict[str, str | bytes] = {
         + NET.replace("nn.Conv2d(3, width, 3)", "conv(width)")
         for name in ("one", "two")
     },
+    "joined/__init__.py": "from joined.registered import Net\n",
+    "joined/registry.py": REGISTRY + "nets = Registry()\n",
+    "joined/registered.py": HEAD.replace("nn\n", "nn\nfrom joined.registry import nets\n", 1) + NET.replace("class Net", "@nets.add\nclass Net"),
+    "joined/joined.py": HEAD.replace("nn\n", "nn\nfrom joined.registered import Net as Base\n", 1) + NET.replace("nn.Module", "Base").replace("super().__init__()", "nn.Module.__init__(self)"),
     "clips.py": HEAD
     + NET.replace(
         "return self.conv(x)", "b, t, c, h, w = x.shape\n        return self.conv(x.view(b * t, c, h, w)).unflatten(0, (b, t))"
@@ -105,6 +109,8 @@ AUDITED: dict[str, str | bytes] = {
     "def wide(pretrained=False) -> Net:\n    return built(Net, width=8)\n",
 }
 """Files whose models are audited."""
+HELPERS = ("layers.py", "registry.py", "__init__.py")
+"""Ends of the names of those that only others need."""
 
 LEFT: dict[str, tuple[str, str]] = {
     "argparsed.py": (
@@ -172,6 +178,11 @@ LEFT: dict[str, tuple[str, str]] = {
     "weights_missing.py": (
         HEAD + NET.replace("        self.conv", "        state = torch.load('net.pt')\n        self.conv"),
         "weights_missing.py:8: construct failed: FileNotFoundError: [Errno 2] No such file or directory: 'net.pt'",
+    ),
+    "pretrained.py": (
+        HEAD + NET.replace("width=8", "width=8, weights='net.pt'").replace("        self.conv", "        torch.load(weights)\n        self.conv"),
+        "pretrained.py:8: construct failed: FileNotFoundError: [Errno 2] No such file or directory: 'net.pt'; "
+        "without weights: pretrained.py:Net(weights=None)",
     ),
     "leaves.py": (
         HEAD + NET.replace("        self.conv", "        exit('no weights')\n        self.conv"),
@@ -250,7 +261,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def done(folder: Path) -> subprocess.CompletedProcess[str]:
     """One run over every file that can be parsed."""
-    names = [name for name in (*AUDITED, "linked.py", *LEFT) if not name.endswith(("layers.py", "__init__.py"))]
+    names = [name for name in (*AUDITED, "linked.py", *LEFT) if not name.endswith(HELPERS)]
     return check(folder, *names, "--jobs", "2", "--fail-on", "error", "--format", "json")
 
 
@@ -264,7 +275,7 @@ def test_awkward_files_block_nothing_and_the_rest_is_audited(done: subprocess.Co
         **{
             f"{name}:Net": "ok"
             for name in AUDITED  # linked.py is good.py once more
-            if not name.endswith(("layers.py", "__init__.py", "factory.py"))
+            if not name.endswith((*HELPERS, "factory.py"))
         },
         "factory.py:wide": "ok",
     }

@@ -1,4 +1,4 @@
-"""Bad input: one clear line on stderr, exit code 2, no traceback; JSON is printed all the same."""
+"""Bad input: one clear line, exit code 2, no traceback; JSON is printed all the same."""
 
 from __future__ import annotations
 
@@ -61,17 +61,18 @@ def folder(tmp_path: Path) -> Path:
     [
         (["nothing.py:Net"], "no such file"),
         (["nothing.py"], "no such file"),
+        (["nothing.pt"], "no such file"),
         (["broken.py:Net"], "broken.py:1: syntax error"),
         (["broken.py"], "broken.py:1: syntax error"),
         (["lost.py:Net"], "lost.py:2: import failed: ModuleNotFoundError"),
         (["leaves.py:Net"], "leaves.py:2: import failed: SystemExit"),
         (["net.py:Plain"], "not an nn.Module"),
-        (["net.py:Nett"], "nearest is 'Net'"),
+        (["net.py:Nett"], "did you mean 'Net'?"),
         (["net.py:Needs"], "missing 1 required positional argument"),
         (["net.py:Raises"], "net.py:16: construct failed: KeyError"),
         (["net.py:Net(width=open('x'))"], "arguments must be literals"),
-        (["timm:resnet5O"], "nearest is 'resnet50"),
-        (["torchvision:vgg161"], "nearest is 'vgg16"),
+        (["timm:resnet5O"], "did you mean 'resnet50"),
+        (["torchvision:vgg161"], "did you mean 'vgg16"),
         (["net.py:Net", "--input", "1x3x32"], "--input '1x3x32' is not"),
         (
             ["net.py:Net", "--input", "1,4,32,32"],
@@ -80,11 +81,13 @@ def folder(tmp_path: Path) -> Path:
         (["net.py:Loops", "--input", "1,3,32,32", "--timeout", "2"], "no answer within 2 s"),
         (["net.py:Dies", "--input", "1,3,32,32"], "SIGKILL"),
         (["net.py:Net", "--select", "CNV999"], "unknown rule 'CNV999'"),
+        (["net.py:Quite_other"], "no 'Quite_other' in it\n"),
         (["net.py:Net", "--config", "bad.toml"], "unknown setting 'selekt'; did you mean 'select'?"),
         (["net.py:Net", "--config", "option.toml"], "did you mean 'min-params'?"),
         (["net.py:Net", "-o", "report.docx"], "the format comes from the suffix"),
         (["net.py:Net", "-o", "missing/report.html"], "no such directory missing"),
         (["net.py:Net", "--submodule", "neck"], "no submodule 'neck'"),
+        (["net.py:Net", "--statistics", "--format", "json"], "leave out --format"),
         (["net.py:Net", "--no-such-option"], "No such option"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -92,9 +95,47 @@ def folder(tmp_path: Path) -> Path:
 def test_one_line_and_exit_2(folder: Path, args: list[str], says: str) -> None:
     done = convaudit("check", *args, cwd=folder)
 
-    assert says in done.stderr
+    assert (done.stdout + done.stderr).count(says) == 1
     assert "Traceback" not in done.stderr
     assert done.returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "out", "err"),
+    [((), True, False), (("--quiet",), True, False), (("--statistics",), False, True), (("--format", "junit", "--quiet"), True, True)],
+    ids=str,
+)
+def test_a_failed_target_is_said_where_it_is_read(folder: Path, options: tuple[str, ...], out: bool, err: bool) -> None:
+    done = convaudit("check", "net.py:Raises", *options, cwd=folder)
+
+    assert ("no such width" in done.stdout, "no such width" in done.stderr) == (out, err)
+
+
+@pytest.mark.parametrize(
+    ("target", "place", "says"),
+    [
+        ("net.py:Needs", "net.py:11", "give them, as in net.py:Needs(width=…)"),
+        ("net.py:Plain", "net.py:25", "not an nn.Module"),
+        ("net.py:Dies", "net.py:21", "SIGKILL"),
+        ("other.py:Needs", "net.py:11", "give them, as in other.py:Needs(width=…)"),
+        ("other.py:Late", "other.py:6", "give them, as in other.py:Late(depth=…)"),
+        ("other.py:Reads", "other.py:11", "must be str"),
+        ("other.py:Reads", "other.py:11", "it fails alike on all"),
+        ("link.py:Net", None, "link.py: a link to gone.py, which is not there"),
+    ],
+)
+def test_a_failure_has_the_line_of_the_users_own_code(folder: Path, target: str, place: str | None, says: str) -> None:
+    (folder / "other.py").write_text(
+        "import json\n\nfrom net import Needs, Net\n\n\nLate = type('Late', (Needs,), {'__init__': lambda self, depth: None})\n\n\n"
+        "class Reads(Net):\n    def forward(self, x):\n        return json.loads(x)\n"
+    )
+    (folder / "link.py").symlink_to("gone.py")
+    given = () if "alike" in says else ("--input", "1,3,32,32")
+    done = convaudit("check", target, *given, "--format", "json", cwd=folder)
+    error = json.loads(done.stdout)["targets"][0]["error"]
+
+    assert says in error["message"]
+    assert (f"{error['path']}:{error['line']}" if error["path"] else None) == place
 
 
 def test_a_plain_file_is_audited_as_far_as_it_can_be(folder: Path) -> None:
@@ -103,7 +144,7 @@ def test_a_plain_file_is_audited_as_far_as_it_can_be(folder: Path) -> None:
     done = convaudit("check", "some.py", "lost.py", "--input", "1,3,32,32", "--select", "CNV101", cwd=folder)
 
     assert "some.py:Net: " in done.stdout
-    assert "some.py:11: Needs needs width; audit it as some.py:Needs(…)" in done.stderr
+    assert "some.py:11: Needs needs width; audit it as some.py:Needs(width=…)" in done.stderr
     assert "some.py:Raises is not audited: some.py:16: construct failed: KeyError" in done.stderr
     assert done.returncode == 0
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -121,13 +122,55 @@ def test_parallel_runs_share_it(folder: Path) -> None:
     assert not list((folder / "cache").glob("*.part"))
 
 
+def test_what_nobody_asked_for_in_a_month_goes(folder: Path) -> None:
+    old, used, new, other = (folder / "cache" / name for name in (f"{'a' * 64}.json", f"{'b' * 64}.x.part", f"{'c' * 64}.json", "x.json"))
+    check(folder, "net.py")
+    (own,) = (folder / "cache").glob("*.json")
+    now = time.time()
+    for path, days in ((old, 31), (used, 31), (new, 29), (other, 99), (own, 40)):
+        path.touch()
+        os.utime(path, (now - days * 86_400,) * 2)
+    assert check(folder, "net.py") == (27, 0)
+    assert check(folder, "net.py:Net(1)") == (30, 1)
+
+    assert [path.exists() for path in (old, used, new, other, own)] == [False, False, True, True, True]
+
+
+def test_the_longest_unused_go_beyond_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONVAUDIT_CACHE_DIR", str(tmp_path))
+    paths = [tmp_path / f"{index:064x}.json" for index in range(3)]
+    for index, path in enumerate(paths):
+        with path.open("wb") as file:
+            file.truncate(cache.MOST_BYTES // 2)  # takes no space on the disk
+        os.utime(path, (time.time() - index,) * 2)
+    cache.trim()
+
+    assert [path.exists() for path in paths] == [True, True, False]
+
+
+def test_a_source_that_targets_share_is_read_once(folder: Path) -> None:
+    code = (
+        "import sys\nopened = []\n"
+        "sys.addaudithook(lambda event, args: opened.append(args[0]) if event == 'open' else None)\n"
+        "from convaudit.cli import cli\ntry:\n    cli(sys.argv[1:])\nfinally:\n    print(sum(str(p).endswith('widths.py') for p in opened))\n"
+    )
+    targets = [f"net.py:Net({extra})" for extra in range(3)]
+    environment = {**os.environ, "CONVAUDIT_CACHE_DIR": str(folder / "cache")}
+    command = [sys.executable, "-c", code, "check", "--quiet", "--input", "1,3,8,8", *targets]
+    subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
+    done = subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True, text=True)
+
+    assert done.stdout.splitlines()[-1] == "1"
+
+
 def test_clean_removes_what_is_kept(folder: Path) -> None:
     check(folder, "net.py")
+    (folder / "cache" / "revisions" / f"{'a' * 12}-{'b' * 40}" / "models").mkdir(parents=True)  # of a diff that was killed
     environment = {**os.environ, "CONVAUDIT_CACHE_DIR": str(folder / "cache")}
     command = [sys.executable, "-m", "convaudit", "cache", "clean"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
 
-    assert done.stdout == f"removed 1 entries from {folder / 'cache'}\n"
+    assert done.stdout == f"removed 2 entries from {folder / 'cache'}\n"
     assert not (folder / "cache").exists()
 
 

@@ -199,6 +199,18 @@ def test_new_findings_fail_where_asked(repository: Path) -> None:
     assert "net.py:Net: new CNV403 info stem" in done.stderr
 
 
+def test_a_new_target_fails_by_its_findings_and_not_by_limits(repository: Path, tmp_path: Path) -> None:
+    words = str(tmp_path / "old.json"), str(tmp_path / "new.json")
+    run(repository, "net.py:Net", *OPTIONS, "-o", words[0], command="check")
+    run(repository, "net.py:Net", "models/sub.py:Net", *OPTIONS, "-o", words[1], command="check")
+    failing = run(repository, *words, "--fail-on", "warning")
+
+    assert failing.returncode == 1
+    assert "convaudit: models/sub.py:Net: new CNV101 warning fc: Linear 16,384→512" in failing.stderr
+    assert all(line.startswith("convaudit: models/sub.py:Net: new") for line in failing.stderr.splitlines())
+    assert run(repository, *words, "--fail-on-increase", "params=0").returncode == 0
+
+
 def test_files_and_folders_are_matched_by_name(repository: Path) -> None:
     found = difference(repository, "net.py@HEAD~1", "--input", "1,3,32,32")
     assert {t["new"]["target"] for t in found["targets"]} == {"net.py:Net"}  # 1,3,32,32 does not fit the others
@@ -556,9 +568,9 @@ def test_findings_that_spread_or_grow_worse() -> None:
         ("CNV403", "spread"), ("CNV101", "still"), ("CNV102", "new"), ("CNV102", "fixed"), ("CNV103", "still"),
     }  # fmt: skip
     assert next(f for f in found.findings if f.status == "spread").new_layers == ["b"]
-    assert [f.rule for f in failing(found, "warning")] == ["CNV403", "CNV101", "CNV102"]
-    assert [f.rule for f in failing(found, "info")] == ["CNV403", "CNV102"]
-    assert failing(found, "never") == []
+    assert [f.rule for f in failing(found.findings, "warning")] == ["CNV403", "CNV101", "CNV102"]
+    assert [f.rule for f in failing(found.findings, "info")] == ["CNV403", "CNV102"]
+    assert failing(found.findings, "never") == []
 
 
 def test_bounds_and_conventions() -> None:

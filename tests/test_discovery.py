@@ -11,7 +11,7 @@ import pytest
 
 from convaudit.discovery import Project
 from convaudit.selection import select
-from convaudit.settings import AuditSettings
+from convaudit.settings import Resolver
 
 FILES = {
     "blocks.py": """
@@ -104,14 +104,24 @@ def test_a_wrapper_that_needs_arguments_gives_way_to_what_it_wraps(project: Path
 def test_what_needs_arguments_is_said_once_with_what_it_needs(project: Path) -> None:
     found = Project(project).models_in(project / "lit.py", "lit.py")
 
-    assert found.left == ["lit.py:4: Lit needs config; audit it as lit.py:Lit(…)"]
+    assert found.left == ["lit.py:4: Lit needs config; audit it as lit.py:Lit(config=…)"]
 
 
 def test_configured_arguments_make_a_model_of_it(project: Path) -> None:
-    settings = AuditSettings.from_mapping({"target": [{"match": "nets.py:Needy", "args": {"classes": 3}}]}, "x")
-    found = select(("nets.py",), settings)
+    (project / "convaudit.toml").write_text("target = [{match = 'nets.py:Needy', args = {classes = 3}}, {match = 'timm:vgg11'}]")
+    found = select(("nets.py",), Resolver())
 
     assert "nets.py:Needy" in found.targets
+    assert select((), Resolver()).targets == [*select((".",), Resolver()).targets, "timm:vgg11"]
+
+
+def test_targets_keep_their_order_and_are_audited_once(project: Path) -> None:
+    words = ("timm:resnet18", "./nets.py:Net", "far/made.py", "nets.py:Net", str(project / "nets.py"), "nets.py:Cell", "far/../elsewhere.py:needy")
+    found = select(words, Resolver())
+
+    assert found.targets[:5] == ["timm:resnet18", "./nets.py:Net", "far/made.py:Wide", "far/made.py:Mine", "far/made.py:pretrained"]
+    assert found.targets[6:] == [f"{project}/nets.py:Cell", f"{project}/nets.py:resnet18", "elsewhere.py:needy", f"{project}/nets.py:stem"]
+    assert found.discovered == {*found.targets[2:6], f"{project}/nets.py:resnet18", f"{project}/nets.py:stem"}
 
 
 def test_importers_are_followed_through_files(project: Path) -> None:
@@ -126,7 +136,7 @@ def test_a_folder_is_its_models_and_says_what_it_leaves_out(project: Path) -> No
     (project / "test_toy.py").write_text("from torch import nn\nclass Toy(nn.Module): pass\n")
     (project / ".venv").mkdir()
     (project / ".venv" / "x.py").write_text("from torch import nn\nclass X(nn.Module): pass\n")
-    found = select((".",), AuditSettings())
+    found = select((".",), Resolver())
 
     assert found.targets == [
         "weights.pt", "elsewhere.py:needy", "nets.py:Net", "nets.py:Cell", "nets.py:resnet18", "nets.py:stem",
@@ -134,9 +144,16 @@ def test_a_folder_is_its_models_and_says_what_it_leaves_out(project: Path) -> No
     ]  # fmt: skip
     assert found.lines == [
         ".: 1 of its files with a checkpoint's suffix are none by their first bytes",
-        "lit.py:4: Lit needs config; audit it as lit.py:Lit(…)",
-        "nets.py:11: Grown needs config; audit it as nets.py:Grown(…)",
+        "lit.py:4: Lit needs config; audit it as lit.py:Lit(config=…)",
+        "nets.py:11: Grown needs config; audit it as nets.py:Grown(config=…)",
     ]
+
+
+def test_a_folder_without_a_model_says_so(project: Path) -> None:
+    (project / "plain").mkdir()
+    (project / "plain" / "sums.py").write_text("total = 1\n")
+
+    assert select(("plain",), Resolver()).lines == ["plain: no model in its Python files"]
 
 
 def test_a_folder_outside_the_repository_is_not_executed(project: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -149,10 +166,44 @@ def test_a_folder_outside_the_repository_is_not_executed(project: Path, tmp_path
 
     assert json.loads(done.stdout)["targets"] == []
     assert "1 Python files are not executed" in done.stderr
-    assert select((str(other),), AuditSettings(), allow_code=True).targets
+    assert select((str(other),), Resolver(), allow_code=True).targets
 
 
 def test_no_torch_is_imported(project: Path) -> None:
-    code = "import sys\nfrom convaudit.selection import select\nfrom convaudit.settings import AuditSettings\nselect(('.',), AuditSettings())\nassert 'torch' not in sys.modules"
+    code = "import sys\nfrom convaudit.selection import select\nfrom convaudit.settings import Resolver\nselect(('.',), Resolver())\nassert 'torch' not in sys.modules"
 
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_blocks_of_what_cannot_be_built_are_no_models(tmp_path: Path) -> None:
+    """Through classes that take a block as an argument, too; a wrapper without layers of its own gives way."""
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\nfrom torchvision.models import WeightsEnum\n"
+        "class Trained(WeightsEnum): ...\n"
+        "class Block(nn.Module):\n    def __init__(self): ...\n"
+        "class Twice(nn.Module):\n    def __init__(self, scale): self.block = Block\n"
+        "class Net(nn.Module):\n    def __init__(self, classes): self.body, self.head = Twice(2), nn.Linear(8, classes)\n"
+    )
+    found = Project(tmp_path).models_in(tmp_path / "net.py", "net.py")
+
+    assert (found.targets, found.left) == ([], ["net.py:8: Net needs classes; audit it as net.py:Net(classes=…)"])
+
+
+def test_functions_that_hand_a_class_to_a_builder_are_models(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\nfrom zoo import build\n"
+        "class Net(nn.Module):\n    def __init__(self, depth=4): ...\n"
+        "def _make(**given): return build(Net, **given)\n"
+        "def small(**given) -> Net: return _make(depth=2, **given)\n"
+    )
+
+    assert Project(tmp_path).models_in(tmp_path / "net.py", "net.py").targets == ["net.py:small"]
+
+
+def test_a_file_of_blocks_says_that_it_is_one(tmp_path: Path) -> None:
+    (tmp_path / "blocks.py").write_text("from torch import nn\nclass Block(nn.Module):\n    def __init__(self): ...\n")
+    (tmp_path / "net.py").write_text("from torch import nn\nfrom blocks import Block\nclass Net(nn.Module):\n    net = Block\n")
+
+    assert Project(tmp_path).models_in(tmp_path / "blocks.py", "blocks.py").problem == (
+        "blocks.py: no model by itself in it, only parts of others; name one, as in blocks.py:Block"
+    )

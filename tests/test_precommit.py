@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
@@ -155,6 +157,27 @@ def test_a_commit_without_models_starts_no_worker(repository: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert (tests.returncode, tests.stdout) == (0, "")
     assert tests.stderr == "convaudit: test_net.py: a test's models are not audited; name one to\n"
+
+
+def test_checkpoints_are_read_and_only_malicious_ones_block(repository: Path) -> None:
+    config = repository / ".pre-commit-config.yaml"  # the hook as it is, but for an environment of its own
+    config.write_text(config.read_text().replace("id: convaudit", "id: convaudit-checkpoints\n    language: system"))
+    save_file({"w": torch.zeros(3, 4)}, repository / "good.safetensors")
+    torch.save({"w": torch.zeros(3)}, repository / "plain.pt")
+    torch.save({"model": torch.nn.Linear(2, 2)}, repository / "classes.pt")
+    (repository / "evil.pt").write_bytes(b"cposix\nsystem\n(S'touch executed'\ntR.")
+    blocked = commit(repository)
+
+    assert blocked.returncode == 1
+    assert "evil.pt: CNV601 error loading it would call posix.system('touch executed')" in blocked.stderr
+    assert not (repository / "executed").exists()
+    (repository / "evil.pt").unlink()
+    passed = commit(repository)
+    assert passed.returncode == 0, passed.stderr
+    assert "good.safetensors: 12 parameters, 48 B of float32, 1 tensor" in passed.stderr
+    assert "classes.pt: CNV610 warning" in passed.stderr
+    (repository / "notes.md").write_text("nothing to read\n")
+    assert "(no files to check)Skipped" in commit(repository).stderr
 
 
 def test_try_repo_of_the_isolated_hook_without_torch_is_one_line(repository: Path, source: tuple[Path, str]) -> None:

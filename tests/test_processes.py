@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from convaudit.errors import ConvauditError
+from convaudit.pool import Pool
+
 NETS = """
 import os, time
 from torch import nn
@@ -93,11 +96,43 @@ def test_a_lying_channel_costs_its_own_target_only(folder: Path) -> None:
 
 
 def test_a_timeout_costs_its_own_target_only(folder: Path) -> None:
-    running = start(folder, "nets.py:Sleeps", "nets.py:Net", "--format", "json", "--timeout", "2")
+    running = start(folder, "nets.py:Sleeps", "nets.py:Net", "--format", "json", "--timeout", "5")
     out, _ = running.communicate(timeout=120)
 
     assert [t["status"] for t in json.loads(out)["targets"]] == ["failed", "ok"]
     assert marked(folder) == []
+
+
+@pytest.mark.parametrize(("code", "says"), [("while True: pass", "no answer within 5 s"), ("os._exit(3)", "exit code 3 in the import")])
+def test_an_import_that_costs_a_worker_is_tried_once_for_a_file(folder: Path, code: str, says: str) -> None:
+    (folder / "stuck.py").write_text(f"{NETS}\nopen('imports', 'a').write('x')\n{code}\n")
+    running = start(folder, "stuck.py:Net", "nets.py:Net", "stuck.py:Lies", "stuck.py", "--format", "json", "--timeout", "5")
+    out, errors = running.communicate(timeout=120)
+    targets = json.loads(out)["targets"]
+
+    assert [(t["target"], t["status"]) for t in targets] == [("stuck.py:Net", "failed"), ("nets.py:Net", "ok"), ("stuck.py:Lies", "failed")]
+    assert all(says in t["error"]["message"] and t["error"]["step"] == "import" for t in targets[::2])
+    assert (folder / "imports").read_text() == "x"
+    assert "stuck.py:Sleeps is not audited: " in errors
+
+
+def test_a_forward_that_loops_is_no_import(folder: Path) -> None:
+    out, _ = start(folder, "nets.py:Sleeps", "--timeout", "2", "--format", "json").communicate(timeout=120)
+    error = json.loads(out)["targets"][0]["error"]
+
+    assert (error["step"], error["line"]) == ("trace", 10)
+    assert error["message"].endswith("the constructor or the forward may loop")
+
+
+def test_what_breaks_beside_a_worker_is_raised(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def done(_: object) -> None:
+        raise OSError("the terminal is gone")
+
+    with Pool(2) as pool, pytest.raises(OSError, match="the terminal is gone"):
+        pool.run([{"target": f"gone{index}.py", "settings": {}} for index in range(4)], 60.0, done)
+    monkeypatch.setattr(sys, "executable", str(folder / "no-python"))
+    with Pool() as pool, pytest.raises(ConvauditError, match="a worker process cannot be started: No such file"):
+        pool.start()
 
 
 def test_files_of_the_working_directory_do_not_stand_in_for_modules(folder: Path) -> None:
@@ -128,6 +163,18 @@ def test_two_files_of_one_name_are_two_worlds(folder: Path) -> None:
     assert [t["totals"]["parameters"] for t in json.loads(out)["targets"]] == [24, 48]
 
 
+def test_a_folder_without_init_is_forgotten_with_its_package(folder: Path) -> None:
+    inner = folder / "package" / "models"
+    inner.mkdir(parents=True)
+    (folder / "package" / "__init__.py").write_text("")
+    (inner / "parts.py").write_text(NETS)
+    for name in ("one", "two"):
+        (inner / f"{name}.py").write_text("from .parts import Net\n")
+    out, errors = start(folder, *(f"package/models/{name}.py:Net" for name in ("one", "two")), "--format", "json").communicate()
+
+    assert [target["status"] for target in json.loads(out)["targets"]] == ["ok", "ok"], errors
+
+
 def test_a_target_cannot_take_all_memory(folder: Path) -> None:
     (folder / "greedy.py").write_text(
         NETS + "class Greedy(Net):\n    def __init__(self):\n        super().__init__()\n        self.held = bytearray(3 * 10**9)\n"
@@ -138,6 +185,7 @@ def test_a_target_cannot_take_all_memory(folder: Path) -> None:
 
     assert [t["status"] for t in targets] == ["failed", "ok"]
     assert targets[0]["error"]["type"] == "MemoryError"
+    assert targets[0]["error"]["message"].endswith("it takes more memory than --memory-limit allows")
     assert targets[0]["error"]["line"] == 26
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 
 from convaudit.errors import SettingsError
 from convaudit.rule import Rule
-from convaudit.settings import AuditSettings
+from convaudit.settings import AuditSettings, Resolver, read_settings
 
 MODELS = """
 from torch import nn
@@ -117,9 +119,9 @@ def test_input_from_a_file(folder: Path) -> None:
         ({"select": "CNV101"}, "select must be list, not str"),
         ({"fail-on": "warnings"}, "fail-on is one of"),
         ({"input": 3}, "input must be a string, a list of strings or a table of strings, not 3"),
-        ({"target": [{"input": ["1x3"]}]}, "input '1x3' is not [NAME:]SHAPE[:DTYPE]"),
+        ({"target": [{"match": "*", "input": ["1x3"]}]}, "input '1x3' is not [NAME:]SHAPE[:DTYPE]"),
         ({"rule-set": "2025.01"}, "rule-set is one of 2026.11"),
-        ({"target": [{"budget": {"params": "5 apples"}}]}, "budget params: '5 apples' is neither a number"),
+        ({"target": [{"match": "*", "budget": {"params": "5 apples"}}]}, "budget params: '5 apples' is neither a number"),
         ({"per-file-ignores": {"a.py": "CNV101"}}, "per-file-ignores.a.py must be a list"),
         ({"dataset-size": True}, "dataset-size must be int"),
         ({"ignore": ["CNV999"]}, "unknown rule 'CNV999'"),
@@ -128,8 +130,10 @@ def test_input_from_a_file(folder: Path) -> None:
         ({"severity": {"CNV101": "fatal"}}, "severity of CNV101 is one of"),
         ({"target": {"match": "x"}}, "target must be an array of tables"),
         ({"target": [{"mach": "x"}]}, "target 1: unknown setting 'mach'; did you mean 'match'?"),
-        ({"target": [{"budget": {"parms": 1}}]}, "unknown budget 'parms'; did you mean 'params'?"),
-        ({"target": [{"ignore-layers": {"CNV9": ["x"]}}]}, "unknown rule 'CNV9'"),
+        ({"target": [{"match": "*", "budget": {"parms": 1}}]}, "unknown budget 'parms'; did you mean 'params'?"),
+        ({"target": [{"match": "*", "ignore-layers": {"CNV9": ["x"]}}]}, "unknown rule 'CNV9'"),
+        ({"target": [{"match": "*"}, {"input": "1,8"}]}, "target 2 needs a match"),
+        ({"target": [{"match": "*", "args": {"since": date(2026, 1, 1)}}]}, "target 1: args: Object of type date"),
     ],
     ids=str,
 )
@@ -140,16 +144,85 @@ def test_a_wrong_setting_is_named(table: dict[str, Any], says: str) -> None:
     assert says in str(caught.value)
 
 
-def test_show_settings_statistics_and_show(folder: Path) -> None:
+@pytest.fixture
+def packages(tmp_path: Path) -> Path:
+    """A repository of two packages: b's settings accept CNV101 by a baseline and call CNV103 an error, a's ignore it."""
+    net = MODELS.replace("self, num_classes", "self, num_classes=100").partition("class Other")[0]
+    for name, text in (
+        ("a", "ignore = ['CNV103']\nfail-on = 'error'\n"),
+        ("b", "baseline = 'known.json'\n[severity]\nCNV103 = 'error'\n[[target]]\nmatch = 'net.py:*'\nbudget = {params = '1k'}\n"),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "net.py").write_text(net)
+        (tmp_path / name / "convaudit.toml").write_text(f"input = '1,3,32,32'\n{text}")
+    (tmp_path / "b" / "known.json").write_text(
+        '{"findings": {"b/net.py:ResNet": [{"fingerprint": "CNV101:b/net.py:ResNet:classifier", "rule": "CNV101"}]}}'
+    )
+    (tmp_path / "pyproject.toml").write_text("[tool.convaudit]\ninput = '1,4,8,8'\n")
+    (tmp_path / "link").symlink_to("b")
+    (tmp_path / ".git").mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("words", "where"),
+    [
+        (("a/net.py", "b/net.py"), "."), (("b/net.py:ResNet", "a/net.py:ResNet"), "."), ((".",), "."), (("b", "a"), "."),
+        (("{root}/a/net.py", "link/net.py"), "."), (("../a", "net.py"), "b"), (("../b/net.py", "./net.py:ResNet"), "a"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_each_target_takes_the_settings_nearest_to_it(packages: Path, words: tuple[str, ...], where: str) -> None:
+    result, done = check(packages / where, *(word.format(root=packages) for word in words))
+    said = {
+        target["findings"][0]["fingerprint"].split(":")[1]: {
+            (f["rule"], f["severity"], f["suppressed"]) for f in target["findings"] if f["severity"] != "info"
+        }
+        for target in result["targets"]
+    }
+
+    assert said == {
+        "a/net.py": {("CNV101", "warning", None)},
+        "b/net.py": {("CNV101", "warning", "baseline"), ("CNV103", "error", None), ("CNV503", "error", None)},
+    }
+    assert done.returncode == 1
+
+
+def test_a_finding_fails_by_its_own_targets_fail_on(packages: Path) -> None:
+    (packages / "b" / "convaudit.toml").write_text("input = '1,3,32,32'\nfail-on = 'never'\n")
+
+    assert check(packages, "a", "b")[1].returncode == 0
+    (packages / "a" / "convaudit.toml").write_text("input = '1,3,32,32'\n")
+    assert check(packages, "b", "a")[1].returncode == 1
+    assert check(packages, "b", "a", "--fail-on", "error")[1].returncode == 0
+    assert check(packages, "a", "--config", "b/convaudit.toml")[1].returncode == 0
+
+
+def test_shown_settings_are_a_settings_file(packages: Path) -> None:
+    (packages / "a" / "convaudit.toml").write_text(
+        "fail-on = 'error'\ndataset-size = 9\ninput = {x = '1,8'}\n[rules.CNV101]\nmin-params = 5\n[per-file-ignores]\n"
+        "'é \"x/*.py' = ['CNV4']\n[[target]]\nmatch = '*:N'\nargs = {n = [1.5, true, {'a b' = \"\\u007f\\n\\U0001F600\"}]}\n"
+    )
+    command = [sys.executable, "-m", "convaudit", "check", "--show-settings", "a/net.py", "b", "--ignore", "CNV3"]
+    shown = subprocess.run(command, cwd=packages, capture_output=True, text=True, check=True).stdout
+    (packages / "again.toml").write_text(shown)
+    again = Resolver(packages / "again.toml").of("a/net.py")
+
+    assert "# for a/net.py, from a/convaudit.toml\n# other targets take theirs from b/convaudit.toml\n" in shown
+    assert 'fail-on = "error"  # a/convaudit.toml\n' in shown
+    assert 'ignore = ["CNV3"]  # command line\n' in shown
+    wanted = AuditSettings.from_mapping(read_settings(packages / "a" / "convaudit.toml") or {}, "here")
+    assert dataclasses.replace(again, root="") == dataclasses.replace(wanted, ignore=["CNV3"])
+
+
+def test_statistics_and_show(folder: Path) -> None:
     def run(*args: str) -> str:
         return subprocess.run(
             [sys.executable, "-m", "convaudit", *args], cwd=folder, capture_output=True, text=True, check=False
         ).stdout
 
-    (folder / "convaudit.toml").write_text("fail-on = 'error'\n")
     net = ("models/nets.py:ResNet(100)", "--input", "1,3,32,32")
 
-    assert 'fail-on = "error"' in run("check", "--show-settings")
     assert "    1  CNV101  warning  giant-flattened-linear" in run("check", *net, "--statistics")
     lines = run("show", *net, "--columns", "type,output,macs,line", "--sort", "macs", "--batch", "2").splitlines()
     assert lines[0].split() == ["layer", "type", "output", "MACs", "line"]

@@ -136,6 +136,19 @@ def test_an_accepted_finding_that_spreads_is_new(folder: Path) -> None:
     assert done.returncode == 1
 
 
+def test_models_that_are_gone_are_pruned(folder: Path) -> None:
+    (folder / "two.py").write_text(f"{NET}\n\nclass Other(Net):\n    pass\n")
+    (folder / "old.py").write_text(NET)
+    check(folder, "two.py:Net", "two.py:Other", "old.py:Net", "net.py:Net", *OPTIONS, "--write-baseline", "base.json")
+    (folder / "old.py").unlink()
+    (folder / "two.py").write_text(NET)
+    _, done = check(folder, "net.py:Net", *OPTIONS, "--baseline", "base.json", "--prune-baseline")
+    left = json.loads((folder / "base.json").read_text())
+
+    assert list(left["findings"]) == list(left["totals"]) == ["net.py:Net", "two.py:Net"]
+    assert "base.json: 4 of 8 entries removed" in done.stderr
+
+
 def test_mended_findings_are_said_and_pruned(folder: Path) -> None:
     check(folder, "net.py", *OPTIONS, "--write-baseline", "base.json")
     before = json.loads((folder / "base.json").read_text())

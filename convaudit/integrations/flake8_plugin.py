@@ -17,7 +17,7 @@ from convaudit import __version__
 
 if TYPE_CHECKING:
     from convaudit.result import AuditResult, Finding
-    from convaudit.settings import AuditSettings
+    from convaudit.settings import Resolver
 
 Problem = tuple[int, int, str, type[Any]]
 
@@ -113,14 +113,13 @@ def _known(path: Path) -> tuple[AuditResult, dict[str, int]]:
     shown = os.path.relpath(path)
     defined = Project(path.parent).parse(path).definitions.values()
     lines = {f"{shown}:{it.name}": it.line for it in defined if it.kind == "class" or not it.required}
-    settings, options = _settings(os.path.dirname(shown)), default_options()
-    run = Run(list(lines), settings, options)
-    return run.verdict(assemble([run.known[i] for i in sorted(run.known)]), settings, options), lines
+    run = Run(list(lines), _settings(), default_options())
+    return run.judged(assemble([run.known[i] for i in sorted(run.known)])), lines
 
 
-@functools.lru_cache
-def _settings(folder: str) -> AuditSettings:
-    """The settings that hold for the files of a folder, read once in a process."""
+@functools.cache
+def _settings() -> Resolver:
+    """The settings files, read once in a process."""
     from convaudit.session import settings_of
 
-    return settings_of({}, (os.path.join(folder, "any.py"),))
+    return settings_of({})

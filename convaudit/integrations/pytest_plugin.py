@@ -67,41 +67,23 @@ class Audits:
             raise pytest.UsageError(f"convaudit: {error}") from error
 
     def _chosen(self) -> list[str]:
-        from convaudit.errors import UsageError
-        from convaudit.selection import Selection, select
+        from convaudit.selection import select
         from convaudit.session import settings_of
 
         written = [self._from_here(word) for word in self.config.getini("convaudit_targets")]
         words = tuple(dict.fromkeys([*self.config.getoption("convaudit_target"), *written]))
-        self.settings = settings_of({}, words)
-        try:
-            selection = select(words or (os.path.relpath(self.config.rootpath),), self.settings)
-        except UsageError:
-            if words:
-                raise
-            selection = Selection()  # there is no Python file
-        if selection.lost and (words or self.settings.strict):
+        self.settings, root = settings_of({}), os.path.relpath(self.config.rootpath)
+        selection = select(words, self.settings, default=root)
+        if selection.lost and (words or self.settings.of(root).strict):
             raise pytest.UsageError("\n".join(f"convaudit: {line}" for line in selection.lines))
         self.lines, self.discovered = selection.lines, selection.discovered
-        return list(dict.fromkeys([*selection.targets, *([] if words else self._configured())]))
+        return selection.targets
 
     def _from_here(self, word: str) -> str:
         """A target of the ini file as seen from the working directory."""
         place, colon, name = word.partition(":")
         path = (self.config.inipath or self.config.rootpath / "ini").parent / place
         return os.path.relpath(path) + colon + name if path.exists() and (place.endswith(".py") or not colon) else word
-
-    def _configured(self) -> list[str]:
-        """Targets that a table of the settings names in full."""
-        found = []
-        for match in (table.match for table in self.settings.target):
-            place, colon, name = match.partition(":")
-            if not colon or set(match) & set("*?["):
-                continue
-            path = Path(self.settings.root, place)
-            if not place.endswith(".py") or path.is_file():
-                found.append(f"{os.path.relpath(path)}:{name}" if place.endswith(".py") else match)
-        return found
 
     def audit(self, targets: list[str]) -> None:
         """Audit what has no verdict yet, all in one pool."""
@@ -113,11 +95,10 @@ class Audits:
         from convaudit.pool import Pool
         from convaudit.session import Run
 
-        options = default_options()
         try:
-            run = Run(missing, self.settings, options)
+            run = Run(missing, self.settings, default_options())
             with Pool(self.config.getoption("numprocesses", None) or 1) as pool:
-                result = run.verdict(run.results(pool), self.settings, options)
+                result = run.judged(run.results(pool))
         except ConvauditError as error:
             raise pytest.UsageError(f"convaudit: {error}") from error
         self.verdicts |= {target.target: self._verdict(target) for target in result.targets}
@@ -126,10 +107,12 @@ class Audits:
         from convaudit.paths import repository_root
         from convaudit.registry import report_part
         from convaudit.result import assemble
+        from convaudit.session import unbuilt
         from convaudit.settings import at_least
 
         text, figures = report_part("text"), report_part("_figures")
-        levels = at_least(self.settings.fail_on)
+        settings = self.settings.of(target.target)
+        levels = at_least(settings.fail_on)
         failing = figures.live(target, *levels) if levels else []
         places = [finding.location for finding in failing] + [target.location]
         root = Path(repository_root(os.getcwd()))
@@ -137,11 +120,10 @@ class Audits:
             ((root / at.path, at.line) for at in places if at and (root / at.path).is_file()),
             (Path(target.target.partition(":")[0]).resolve(), 0),
         )
-        said = target.error.message if target.error is not None else None
-        if said is None and target.totals is not None and not target.totals.parameters:
-            said = "it has no parameters" if target.target in self.discovered else None
-        if said is not None:
-            lenient = target.target in self.discovered and not self.settings.strict
+        discovered = target.target in self.discovered
+        said = unbuilt(target)
+        if said is not None and (discovered or target.error is not None):
+            lenient = discovered and not settings.strict
             return Verdict("skipped" if lenient else "failed", f"not audited: {figures.one_line(said)}", str(path), line)
         *lines, summary = text.render(assemble([target]), show_info="info" in levels).splitlines()
         return Verdict("failed" if failing else "passed", "\n".join([summary, *lines]), str(path), line)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from convaudit.rule import Example, Rule
 
 if TYPE_CHECKING:
+    from convaudit.checkpoints.audit import CheckpointContext
     from convaudit.context import Context
     from convaudit.result import Finding
     from convaudit.rewrite import Rewrite
@@ -18,7 +19,8 @@ class LowConvParameterShare(Rule):
 
     ## What it does
     Compares parameters of convolutions and fully connected layers: below half in convolutions, with 100,000 or more
-    fully connected, is a finding at the largest of these layers. Offers global pooling, measured.
+    fully connected, is a finding at the largest of these layers. Offers global pooling, measured. Info where only a
+    state_dict is known.
 
     ## Why it matters
     Weights in a Linear are used once an image, those of a convolution at every position: the capacity is paid for
@@ -48,13 +50,12 @@ class LowConvParameterShare(Rule):
     def check(self, context: Context) -> Iterator[Finding]:
         """At most one finding."""
         graph = context.graph
-        attention = any(c.kind == "attention" or (c.kind == "matmul" and len(c.inputs) > 1) for _, c in graph.calls)
-        if attention:
+        if context.has_attention:
             return
         conv = sum(row.parameters for row in graph.layers if row.kind == "conv")
         layers = {layer.call.layer: layer for layer in context.fc_layers if not layer.cell}
         fc = sum(layer.weights + layer.out_features * layer.call.biased for layer in layers.values())
-        if not conv or fc < 100_000 or conv >= 0.5 * (conv + fc):
+        if not _low(conv, fc):
             return
         largest = max(layers.values(), key=lambda layer: layer.weights)
         flattens = dict.fromkeys(f for layer in context.fc_layers if layer.positions > 1 for f in layer.flattens)
@@ -67,12 +68,22 @@ class LowConvParameterShare(Rule):
 
             saving = context.prove("pool-all", rewrite)
         yield context.finding(
-            f"convolutions hold {conv / (conv + fc):.1%} of {conv + fc:,} conv and FC parameters; {fc:,} are fully connected",
+            _message(conv, fc),
             [largest.call.layer],
             severity="warning" if flattens else "info",
             saving=saving,
-            evidence={"conv_parameters": conv, "fc_parameters": fc, "share": conv / (conv + fc)},
-            suggestion="pool the last map globally before the first Linear" if flattens else "a smaller head, or none",
+            evidence=_evidence(conv, fc),
+            suggestion=_suggestion(bool(flattens)),
+        )
+
+    def check_checkpoint(self, context: CheckpointContext) -> Iterator[Finding]:
+        """At most one finding, where every Linear is of the head."""
+        head, conv, fc = context.architecture.head, context.architecture.conv_parameters, context.architecture.fc_parameters
+        if head is None or fc is None or not _low(conv, fc):
+            return
+        largest = max(head.layers, key=lambda layer: layer.weights)
+        yield context.from_shapes(
+            _message(conv, fc), [largest.name], evidence=_evidence(conv, fc), suggestion=_suggestion(head.side > 1)
         )
 
     @classmethod
@@ -137,3 +148,19 @@ class LowConvParameterShare(Rule):
             ),
             Example(lambda: nn.Sequential(*generator), ((1, 100),), "a generator's projection"),
         ]
+
+
+def _low(conv: int, fc: int) -> bool:
+    return bool(conv) and fc >= 100_000 and conv < 0.5 * (conv + fc)
+
+
+def _message(conv: int, fc: int) -> str:
+    return f"convolutions hold {conv / (conv + fc):.1%} of {conv + fc:,} conv and FC parameters; {fc:,} are fully connected"
+
+
+def _evidence(conv: int, fc: int) -> dict[str, float]:
+    return {"conv_parameters": conv, "fc_parameters": fc, "share": conv / (conv + fc)}
+
+
+def _suggestion(flattens: bool) -> str:
+    return "pool the last map globally before the first Linear" if flattens else "a smaller head, or none"

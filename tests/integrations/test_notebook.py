@@ -106,7 +106,7 @@ def test_many_findings_are_counted() -> None:
 
     assert html.count('class="sev warning"') == 20
     assert "and 10 findings more" in html
-    assert "<summary>3 notes</summary>" in html
+    assert "<summary>3 infos</summary>" in html
     assert "No targets" in assemble([])._repr_html_()
 
 
