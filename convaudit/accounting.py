@@ -10,7 +10,7 @@ from torch.fx import Graph, Node
 from convaudit import flops, receptive_field
 from convaudit.fc_layers import fc_layers
 from convaudit.graph import CALL, VAL, Call, LayerGraph, once, tensors
-from convaudit.result import LayerRow, Location, Totals
+from convaudit.result import LayerRow, Location, TensorRow, Totals
 
 _WEIGHTED = ("conv", "linear", "norm", "embedding", "recurrent", "attention", "activation", "module", "matmul")
 
@@ -194,6 +194,18 @@ def state_dict_bytes(model: nn.Module) -> int:
         if isinstance(t, Tensor) and not nn.parameter.is_lazy(t)
     }
     return sum(held.values())
+
+
+def state_dict_rows(model: nn.Module) -> list[TensorRow]:
+    """The tensors of a state_dict as a checkpoint's rows (one storage for tied ones), then non-persistent buffers as "other"."""
+    held = {name: t for name, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
+    rows = [(name, t, "parameter" if isinstance(t, nn.Parameter) else "buffer") for name, t in held.items()]
+    rows += [(name, t, "other") for name, t in model.named_buffers() if name not in held]
+    return [
+        TensorRow(name, list(t.shape), str(t.dtype)[6:], t.numel() * t.element_size(), str(id(t)), role)  # type: ignore[arg-type]
+        for name, t, role in rows
+        if not nn.parameter.is_lazy(t)
+    ]
 
 
 def parameters_of(graph: Graph, root: dict[str, Any]) -> int:

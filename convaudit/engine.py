@@ -33,7 +33,7 @@ def audit(model: Any, example_input: Any, **settings: Any) -> AuditResult:
     made = AuditSettings.from_mapping({k.replace("_", "-"): v for k, v in settings.items()}, "audit()")
     name = type(model).__name__
     target = audit_model(model, args, kwargs, target=name, settings=made.for_target(name))
-    return suppressions.apply(assemble([target]), made, None)
+    return suppressions.apply(assemble([target]), lambda _: made)
 
 
 def audit_model(
@@ -82,6 +82,7 @@ def audit_graph(graph: LayerGraph, example: Any, *, target: str, settings: Audit
         layers=graph.layers,
         findings=findings,
         location=location_of(graph, ""),
+        modules={name: type(held).__name__ for name, held in graph.model.named_modules() if held._modules},
     )
 
 

@@ -144,6 +144,40 @@ class GlobalRow(msgspec.Struct):
     """What it would be called with, shortened."""
 
 
+class KernelRow(msgspec.Struct):
+    """One filter. Sum, standard deviation (divisor n) and range are over all its weights; every figure is null where one
+    of them is not finite.
+
+    ``pixels`` is the base64 of planes × height × width bytes, plane after plane, row by row: a weight is
+    (byte − 128) / 127 × ``limit``, so that 128 is zero and ``limit`` the largest absolute weight shown.
+    """
+
+    sum: float | None
+    std: float | None
+    minimum: float | None
+    maximum: float | None
+    plane: int | None
+    """Which plane of the filter is shown, the one of largest norm (input channel × frames + frame); null: all of it."""
+    limit: float | None
+    pixels: str | None
+
+
+class KernelGallery(msgspec.Struct):
+    """The kernels of a checkpoint's first convolution (article §4.2): at most 64 filters, in their order.
+
+    ``shape`` is that of the weight, [filters, channels of a group, height, width]; ``filters`` has the first of them.
+    """
+
+    layer: str
+    shape: list[int]
+    dtype: str
+    planes: int
+    """3: red, green and blue; 1: one plane of each filter, in grey."""
+    height: int
+    width: int
+    filters: list[KernelRow]
+
+
 class CheckpointInfo(msgspec.Struct):
     """What a checkpoint holds, read without running any of it."""
 
@@ -152,6 +186,8 @@ class CheckpointInfo(msgspec.Struct):
     weights_read: bool
     tensors: list[TensorRow]
     globals: list[GlobalRow]
+    kernels: KernelGallery | None = None
+    """Null where the weights were not read, or no convolution is in it."""
 
 
 class TargetResult(msgspec.Struct):
@@ -173,6 +209,8 @@ class TargetResult(msgspec.Struct):
     """Where the model's class or factory is."""
     checkpoint: CheckpointInfo | None = None
     """Of a checkpoint only."""
+    modules: dict[str, str] = {}
+    """Class of each module that holds others, by qualified name."""
 
     @property
     def key(self) -> str:

@@ -41,6 +41,25 @@ class FileExample:
     build: Callable[[], bytes]
     note: str = ""
     suffix: str = ".pt"
+    model: dict[str, list[int]] | None = None
+    """Names and shapes of the model that it is to fit."""
+
+
+def file_of(tensors: dict[str, Any]) -> bytes:
+    """A safetensors file of numpy arrays, or of lists as float32: the bytes of a :class:`FileExample`."""
+    import json
+
+    import numpy as np
+
+    header: dict[str, Any] = {}
+    data = b""
+    for name, given in tensors.items():
+        array = given if isinstance(given, np.ndarray) else np.array(given, np.float32)
+        kind = {"f": "F", "i": "I", "u": "U"}[array.dtype.kind] + str(8 * array.itemsize)
+        header[name] = {"dtype": kind, "shape": array.shape, "data_offsets": (len(data), len(data) + array.nbytes)}
+        data += array.tobytes()
+    head = json.dumps(header).encode()
+    return len(head).to_bytes(8, "little") + head + data
 
 
 class Rule:

@@ -5,24 +5,77 @@ from __future__ import annotations
 import re
 import struct
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from typing import Protocol, SupportsIndex
 
 MAX_DIRECTORY = 64 * 1000**2
 """Bytes of a central directory that are read."""
-MAX_MEMBERS = 500_000
+MAX_SAID = 200
+"""Problems, or notes, of one file that are kept; nobody reads more."""
 
 
 @dataclass
 class Member:
-    """One member: ``start`` is the offset of its data, sizes are in bytes."""
+    """One member: ``header`` is the offset of its local header, ``start`` that of its data; sizes are in bytes."""
 
     name: str
     method: int
     crc: int
     packed: int
     size: int
-    start: int
+    header: int
+    start: int = 0
+
+
+class Said(list[str]):
+    """Sentences about a file: the first ``MAX_SAID`` of them, however many a stranger's file asks for."""
+
+    def append(self, said: str) -> None:
+        """Keep a sentence while there is room."""
+        if len(self) < MAX_SAID:
+            super().append(said[:2000])
+
+    def extend(self, said: Iterable[str]) -> None:
+        """Keep sentences while there is room."""
+        for one in said:
+            self.append(one)
+
+    def __iadd__(self, said: Iterable[str]) -> Said:  # type: ignore[override, misc]
+        self.extend(said)
+        return self
+
+    def insert(self, index: SupportsIndex, said: str) -> None:
+        """Keep a sentence at its place."""
+        super().insert(index, said[:2000])
+
+
+class Readable(Protocol):
+    """A file opened for bytes, or a part of one."""
+
+    def seek(self, offset: int, /) -> int:
+        """Go to an offset."""
+
+    def read(self, size: int, /) -> bytes:
+        """Up to ``size`` bytes from there."""
+
+
+class Window:
+    """A part of a file, as a file of its own."""
+
+    def __init__(self, file: Readable, start: int, size: int) -> None:
+        self.file, self.start, self.size, self.at = file, start, size, 0
+
+    def seek(self, offset: int, /) -> int:
+        """Go to an offset of the part."""
+        self.at = offset
+        return offset
+
+    def read(self, size: int, /) -> bytes:
+        """Up to ``size`` bytes, none of them beyond the part."""
+        found = read_at(self.file, self.start + self.at, max(0, min(size, self.size - self.at)))
+        self.at += len(found)
+        return found
 
 
 @dataclass
@@ -30,22 +83,22 @@ class Archive:
     """What an archive lists, and where it contradicts itself."""
 
     members: list[Member] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
+    problems: Said = field(default_factory=Said)
 
 
-def read_at(file: BinaryIO, offset: int, size: int) -> bytes:
+def read_at(file: Readable, offset: int, size: int) -> bytes:
     """Up to ``size`` bytes at ``offset``."""
     file.seek(offset)
     return file.read(size)
 
 
-def has_directory(file: BinaryIO, size: int) -> bool:
+def has_directory(file: Readable, size: int) -> bool:
     """Whether an end-of-central-directory record stands near the end of the file."""
     return b"PK\5\6" in read_at(file, max(0, size - 65557), 65557)
 
 
-def read_archive(file: BinaryIO, size: int) -> Archive:
-    """The members of a zip file of ``size`` bytes; what is wrong is listed, never raised."""
+def read_archive(file: Readable, size: int, most: int) -> Archive:
+    """Up to ``most`` members of a zip file of ``size`` bytes; what is wrong is listed, never raised."""
     found = Archive()
     tail_at = max(0, size - 65557)
     tail = read_at(file, tail_at, 65557)
@@ -69,17 +122,20 @@ def read_archive(file: BinaryIO, size: int) -> Archive:
         found.problems.append("it is one disk of several")
     if offset + length != end:
         found.problems.append(f"its central directory is {end - offset - length:,} bytes away from its stated place")
-    if length > MAX_DIRECTORY or count > MAX_MEMBERS:
-        found.problems.append(f"its central directory ({count:,} members, {length:,} bytes) is beyond the limit of {MAX_MEMBERS:,}")
-        return found
-    _entries(file, read_at(file, min(offset, size), length), count, found)
+    if length > MAX_DIRECTORY or count > most:
+        found.problems.append(f"it has {count:,} members in {length:,} bytes; only {most:,} members are read (--max-pickle)")
+    shift = end - offset - length
+    for moved in {0, shift} if shift > 0 else {0}:  # where it is said to be, and where it would be behind a prefix
+        directory = read_at(file, min(offset + moved, size), min(length, MAX_DIRECTORY))
+        if directory[:4] == b"PK\1\2" or not moved:
+            _entries(file, directory, moved, count, most, found)
     _order(file, found, min(offset, size))
     return found
 
 
-def _entries(file: BinaryIO, directory: bytes, count: int, found: Archive) -> None:
+def _entries(file: Readable, directory: bytes, moved: int, count: int, most: int, found: Archive) -> None:
     at = 0
-    for _ in range(count):
+    for _ in range(min(count, most)):
         head = directory[at : at + 46]
         if len(head) < 46 or head[:4] != b"PK\1\2":
             found.problems.append(f"its central directory breaks off after {len(found.members):,} of {count:,} members")
@@ -91,8 +147,8 @@ def _entries(file: BinaryIO, directory: bytes, count: int, found: Archive) -> No
         size, packed, start = _wide(extra, [size, packed, start])
         at += 46 + name_size + extra_size + comment
         name = raw.decode("utf-8", "backslashreplace")
-        _add(file, found, Member(name, method, crc, packed, size, start), raw, flags)
-    if at != len(directory):
+        _add(file, found, Member(name, method, crc, packed, size, start + moved), raw, flags)
+    if at != len(directory) and count <= most:
         found.problems.append(f"its central directory has {len(directory) - at:,} bytes too many")
 
 
@@ -111,8 +167,8 @@ def _wide(extra: bytes, values: list[int]) -> list[int]:
     return values
 
 
-def _add(file: BinaryIO, found: Archive, member: Member, raw: bytes, flags: int) -> None:
-    name, header = member.name, member.start
+def _add(file: Readable, found: Archive, member: Member, raw: bytes, flags: int) -> None:
+    name, header = member.name, member.header
     shown = repr(name[:80])
     if flags & 1:
         found.problems.append(f"member {shown} is encrypted")
@@ -139,8 +195,8 @@ def _add(file: BinaryIO, found: Archive, member: Member, raw: bytes, flags: int)
     found.members.append(member)
 
 
-def _order(file: BinaryIO, found: Archive, directory: int) -> None:
-    """No doubled names, no overlaps, nothing before the first member."""
+def _order(file: Readable, found: Archive, directory: int) -> None:
+    """No doubled names, no overlaps, nothing before the first member or hidden between two."""
     names: dict[str, str] = {}
     for member in found.members:
         folded = member.name.casefold()
@@ -152,14 +208,24 @@ def _order(file: BinaryIO, found: Archive, directory: int) -> None:
     for member in sorted(found.members, key=lambda m: m.start):
         if member.start < last:
             found.problems.append(f"members {before[:80]!r} and {member.name[:80]!r} overlap")
+        elif _hidden(file, last, member.header):
+            found.problems.append(f"bytes stand before member {member.name[:80]!r} that the central directory does not list")
         last, before = max(last, member.start + member.packed), member.name
+    if _hidden(file, last, directory):
+        found.problems.append("bytes stand after the last member that the central directory does not list")
     if last > directory:
         found.problems.append(f"member {before[:80]!r} reaches {last - directory:,} bytes beyond the members' part of the file")
     if found.members and read_at(file, 0, 4) != b"PK\3\4":
         found.problems.append("other bytes stand before the archive")
 
 
-def content(file: BinaryIO, member: Member, limit: int) -> tuple[bytes, str | None]:
+def _hidden(file: Readable, start: int, end: int) -> bool:
+    """Whether a member could stand between two listed ones, where a data descriptor (24 bytes) or padding may be."""
+    gap = end - start
+    return gap > 4096 or (gap > 24 and b"PK\3\4" in read_at(file, start, gap))
+
+
+def content(file: Readable, member: Member, limit: int) -> tuple[bytes, str | None]:
     """Up to ``limit`` unpacked bytes of a member, and why they are not all of it."""
     if member.method == 0:
         data = read_at(file, member.start, min(member.packed, limit))

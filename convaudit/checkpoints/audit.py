@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from convaudit import registry
+from convaudit.checkpoints.architecture import Architecture, Expected, architecture_of
 from convaudit.checkpoints.formats import Checkpoint, read_checkpoint
 from convaudit.errors import TargetError
 from convaudit.paths import target_key
@@ -25,6 +27,12 @@ from convaudit.result import (
 from convaudit.rule import Options, Rule
 from convaudit.settings import AuditSettings
 
+if TYPE_CHECKING:
+    from convaudit.checkpoints.weights import Weights
+
+MAX_WEIGHTS = 2 * 1000**3
+"""Bytes of a file whose weights are read unless asked otherwise."""
+
 
 @dataclasses.dataclass
 class CheckpointContext:
@@ -35,6 +43,11 @@ class CheckpointContext:
     options: Options
     settings: AuditSettings
     target: str
+    architecture: Architecture
+    model: Expected | None = None
+    """The model that the file is to fit (``--model``)."""
+    weights: Weights | None = None
+    """None where they were not read."""
 
     def of_tier(self, tier: str) -> list[GlobalRow]:
         """The globals of one tier, in the file's order."""
@@ -45,21 +58,35 @@ class CheckpointContext:
         return any(fnmatchcase(name, glob) for glob in self.settings.allow_globals)
 
     def finding(
-        self, message: str, *, severity: Severity | None = None, suggestion: str = "", evidence: dict[str, Any] | None = None
-    ) -> Finding:
-        """A finding about the whole file."""
+        self, message: str, layers: Sequence[str] = (), *, severity: Severity | None = None, suggestion: str = "",
+        evidence: dict[str, Any] | None = None, changes_state_dict: bool | None = None,
+    ) -> Finding:  # fmt: skip
+        """A finding about the whole file, or about some of its layers."""
         return Finding(
-            rule=self.rule.code, name=self.rule.name, severity=severity or self.rule.severity, message=message, layers=[],
-            location=None, saving=None, alternatives=[], evidence=evidence or {}, changes_state_dict=None,
-            suggestion=suggestion, fingerprint=f"{self.rule.code}:{target_key(self.target)}:*",
+            rule=self.rule.code, name=self.rule.name, severity=severity or self.rule.severity, message=message, layers=list(layers),
+            location=None, saving=None, alternatives=[], evidence=evidence or {}, changes_state_dict=changes_state_dict,
+            suggestion=suggestion, fingerprint=f"{self.rule.code}:{target_key(self.target)}:{layers[0] if layers else '*'}",
+        )  # fmt: skip
+
+    def from_shapes(
+        self, message: str, layers: Sequence[str], *, severity: Severity = "info", suggestion: str, evidence: dict[str, Any]
+    ) -> Finding:
+        """What a rule about models says of the file's architecture, which nothing but names and shapes tell."""
+        return self.finding(
+            f"{message}, from names and shapes", layers, severity=severity, suggestion=suggestion, evidence=evidence,
+            changes_state_dict=self.rule.changes_state_dict,
         )  # fmt: skip
 
 
-def audit_file(target: str, settings: AuditSettings, *, sha256: bool = False) -> TargetResult:
+def audit_file(
+    target: str, settings: AuditSettings, *, sha256: bool = False, model: Expected | None = None
+) -> TargetResult:
     """The result for a checkpoint; a failed one where the file is none, or cannot be read."""
     try:
         file = read_checkpoint(target, max_pickle=settings.max_pickle * 1000**2)
         digest = _digest(target) if sha256 else None
+        architecture = architecture_of(file)
+        weights = _weights(file, settings, architecture)
     except TargetError as error:
         failure = TargetFailure(error.step, error.kind, str(error), None, None)
         return _failed(target, failure, settings)
@@ -71,10 +98,35 @@ def audit_file(target: str, settings: AuditSettings, *, sha256: bool = False) ->
         notes.insert(0, f"partial: shape or dtype of {len(file.unknown):,} tensors is unknown, {file.unknown[0][:80]} the first")
     return TargetResult(
         target=target, kind="checkpoint", status="partial" if file.unknown else "ok", error=None, tracer=None, notes=notes,
-        inputs=[], totals=_totals(file), flop_convention=settings.flop_convention, rule_set=settings.rule_set, layers=[],
-        findings=run_rules(file, target, settings),
-        checkpoint=CheckpointInfo(file.format, digest, False, file.tensors, file.globals),
+        inputs=[], totals=_totals(file, architecture), flop_convention=settings.flop_convention, rule_set=settings.rule_set,
+        layers=[layer.row() for layer in architecture.layers],
+        findings=run_rules(file, target, settings, architecture, model, weights),
+        checkpoint=CheckpointInfo(
+            file.format, digest, weights is not None, file.tensors, file.globals, weights.gallery(file) if weights else None
+        ),
     )  # fmt: skip
+
+
+def _weights(file: Checkpoint, settings: AuditSettings, architecture: Architecture) -> Weights | None:
+    """What the weights tell, where they are to be read; a file that is changed meanwhile gets a problem more."""
+    if settings.weights == "never" or not any(file.places):
+        return None
+    if file.problems:
+        file.notes.append("weights not read: the file contradicts itself")
+        return None
+    if settings.weights == "auto" and file.file_bytes > MAX_WEIGHTS:
+        file.notes.append(f"weights not read ({file.file_bytes / 1e9:.3g} GB): --weights")
+        return None
+    from convaudit.checkpoints.weights import WeightsError, scan
+
+    try:
+        weights = scan(file, architecture)
+    except WeightsError as error:
+        file.problems.append(str(error))
+        return None
+    if weights.unread:
+        file.notes.append(f"weights of {len(weights.unread):,} tensors not read, {weights.unread[0][:80]} the first")
+    return weights
 
 
 def _failed(target: str, failure: TargetFailure, settings: AuditSettings) -> TargetResult:
@@ -83,23 +135,30 @@ def _failed(target: str, failure: TargetFailure, settings: AuditSettings) -> Tar
     return result
 
 
-def _totals(file: Checkpoint) -> Totals:
+def _totals(file: Checkpoint, architecture: Architecture) -> Totals:
     return Totals(
         parameters=file.parameters, trainable_parameters=None, macs=None, flops=None, activation_bytes=None,
-        peak_activation_bytes=None, parameter_bytes=file.parameter_bytes, conv_parameters=None, fc_parameters=None,
+        peak_activation_bytes=None, parameter_bytes=file.parameter_bytes,
+        conv_parameters=architecture.conv_parameters, fc_parameters=architecture.fc_parameters,
         uncounted_ops=[], bytes_by_dtype=file.bytes_by_dtype, buffers=file.buffers, file_bytes=file.file_bytes,
     )  # fmt: skip
 
 
-def run_rules(file: Checkpoint, target: str, settings: AuditSettings) -> list[Finding]:
-    """Findings of the enabled rules about checkpoints, most severe first."""
+def run_rules(
+    file: Checkpoint, target: str, settings: AuditSettings, architecture: Architecture, model: Expected | None = None,
+    weights: Weights | None = None,
+) -> list[Finding]:
+    """Findings of the enabled rules about checkpoints, most severe first. Rules about models speak from names and shapes
+    unless a model is audited beside."""
     findings: list[Finding] = []
     for code, rule_class in registry.rules().items():
-        if rule_class.subject != "checkpoint" or not settings.enabled(code, rule_class.on_by_default(settings.rule_set)):
+        speaks = rule_class.check_checkpoint is not Rule.check_checkpoint and (rule_class.subject == "checkpoint" or model is None)
+        if not speaks or not settings.enabled(code, rule_class.on_by_default(settings.rule_set)):
             continue
         rule = rule_class()
         given = {k.replace("-", "_"): v for k, v in settings.rule_options.get(code, {}).items()}
-        context = CheckpointContext(file, rule, dataclasses.replace(rule.options(), **given), settings, target)
+        options = dataclasses.replace(rule.options(), **given)
+        context = CheckpointContext(file, rule, options, settings, target, architecture, model, weights)
         try:
             found = list(rule.check_checkpoint(context))
         except Exception as error:  # noqa: BLE001 - a stranger's rule may raise anything; it is named
@@ -107,7 +166,8 @@ def run_rules(file: Checkpoint, target: str, settings: AuditSettings) -> list[Fi
             broken.rule, broken.name = "CNV001", "target-not-audited"
             found = [broken]
         for finding in found:
-            finding.severity = settings.severity.get(code, finding.severity)
+            lowered = "info" if settings.pretrained and finding.changes_state_dict else finding.severity
+            finding.severity = settings.severity.get(code, lowered)
         findings += found
     return sorted(findings, key=lambda f: (-SEVERITIES.index(f.severity), f.rule))
 

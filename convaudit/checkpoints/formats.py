@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
-import re
 import struct
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -13,25 +13,40 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from convaudit.checkpoints import pickle_reader
-from convaudit.checkpoints.archive import Member, content, has_directory, read_archive, read_at
-from convaudit.checkpoints.pickle_reader import MAX_PICKLE, Reading
-from convaudit.checkpoints.tensors import BITS, UNKNOWN, Storage, Table, role_of, size_of, table_of
+from convaudit.checkpoints.archive import Member, Readable, Said, Window, content, has_directory, read_archive, read_at
+from convaudit.checkpoints.pickle_reader import (
+    MAX_PICKLE,
+    OLD_PICKLE,
+    GlobalUse,
+    Persistent,
+    Reading,
+    Work,
+    looks_like_pickle,
+)
+from convaudit.checkpoints.tensors import BITS, UNKNOWN, Storage, Table, role_of, size_of, storage_of, table_of
 from convaudit.errors import TargetError
 from convaudit.result import GlobalRow, TensorRow
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".pt2", ".pkl", ".th", ".tar", ".index.json")
 """Suffixes worth a look in a folder; what a file is, its first bytes say."""
 MAX_HEADER = 100 * 1000**2
-"""Bytes of a safetensors header, the official library's own limit."""
+"""Bytes of a safetensors header, the official library's own limit; 8 MB are read unless --max-pickle is raised."""
+MAX_SHARDS = 2000
+MAX_NESTED = 4
+"""Archives in archives that are followed."""
 _MAGIC = 0x1950A86A20F9469CFC6C
 """First pickle of a legacy file (``torch/serialization.py``, MAGIC_NUMBER)."""
 _MAGIC_BYTES = b"\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
 _SNIFFED = 1 << 20
 """Bytes of a member that are read where it only looks like a pickle."""
-_OLD_PICKLE = re.compile(rb"(?:c|i)[A-Za-z_][\w.]{0,200}\r?\n[A-Za-z_][\w.]{0,200}\r?\n")
-_NATIVE = (".so", ".dll", ".dylib", ".pyd", ".py", ".pyc", ".exe")
+_NATIVE = (".so", ".dll", ".dylib", ".pyd", ".py", ".pyc", ".exe", ".o", ".cubin", ".hsaco")
+_PACKED = {
+    b"\x1f\x8b\x08": "a gzip file", b"BZh": "a bzip2 file", b"\xfd7zXZ\0": "an xz file", b"7z\xbc\xaf\x27\x1c": "a 7z archive",
+    b"Rar!\x1a\x07": "a RAR archive", b"(\xb5/\xfd": "a Zstandard file",
+}  # fmt: skip
+"""What is named and not unpacked, by its first bytes."""
 
-_SAFETENSORS = {
+SAFETENSORS = {
     "F64": ("float64", 64), "F32": ("float32", 32), "F16": ("float16", 16), "BF16": ("bfloat16", 16), "I64": ("int64", 64),
     "I32": ("int32", 32), "I16": ("int16", 16), "I8": ("int8", 8), "U8": ("uint8", 8), "U16": ("uint16", 16),
     "U32": ("uint32", 32), "U64": ("uint64", 64), "BOOL": ("bool", 8), "C64": ("complex64", 64),
@@ -72,25 +87,36 @@ class Checkpoint:
     file_bytes: int
     tensors: list[TensorRow] = field(default_factory=list)
     globals: list[GlobalRow] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=Said)
+    notes: list[str] = field(default_factory=Said)
     unknown: list[str] = field(default_factory=list)
     """Tensors whose shape or dtype could not be told."""
-    codes: list[str] = field(default_factory=list)
+    codes: list[str] = field(default_factory=Said)
     """Members that hold native or Python code."""
     parameters: int = 0
     buffers: int = 0
     parameter_bytes: int = 0
     bytes_by_dtype: dict[str, int] = field(default_factory=dict)
     counted: set[tuple[Any, ...]] = field(default_factory=set)
+    shared: set[int] = field(default_factory=set)
+    """Places in ``tensors`` of parameters and buffers that an earlier one holds already."""
+    wrappers: list[str] = field(default_factory=list)
+    """Keys at the top that hold a state_dict; names begin with them where there is more than one."""
     places: list[Place | None] = field(default_factory=list)
     """Where each tensor's elements lie, in the order of ``tensors``; None where they cannot be read in place."""
+    checksums: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Size and CRC of a zip checkpoint's storages, by their names in ``tensors``."""
+    unnamed: list[str] = field(default_factory=list)
+    """Those that its pickle does not name."""
 
     def count(self, row: TensorRow, identity: tuple[Any, ...], place: Place | None = None) -> None:
         """Add a row; parameters and buffers that share storage, place and shape count once."""
         self.tensors.append(row)
         self.places.append(place)
-        if row.role not in ("parameter", "buffer") or row.shape is None or identity in self.counted:
+        if row.role not in ("parameter", "buffer") or row.shape is None:
+            return
+        if identity in self.counted:
+            self.shared.add(len(self.tensors) - 1)
             return
         self.counted.add(identity)
         elements = 1
@@ -113,8 +139,9 @@ def refusal(head: bytes) -> str | None:
         return "a Git LFS pointer: the file itself was not downloaded (git lfs pull)"
     if start.startswith((b"<!doctype html", b"<html")):
         return "an HTML page: an error page, or a link that was not the file's own"
-    if head.startswith(b"\x1f\x8b"):
-        return "a gzip file: unpack it first"
+    packed = _packed(head)
+    if packed:
+        return f"{packed}: unpack it first"
     if head[257:262] == b"ustar":
         return "a tar file: torch 0.1 saved such; load it with an old torch and save it anew, or unpack it"
     if head.startswith(b"\x89HDF"):
@@ -122,6 +149,10 @@ def refusal(head: bytes) -> str | None:
     if head.startswith(b"GGUF"):
         return "a GGUF file, which is not read"
     return None
+
+
+def _packed(head: bytes) -> str | None:
+    return next((said for start, said in _PACKED.items() if head.startswith(start)), None)
 
 
 def recognise(head: bytes, name: str, size: int) -> str | None:
@@ -132,11 +163,13 @@ def recognise(head: bytes, name: str, size: int) -> str | None:
         return None
     if head.startswith((b"PK\3\4", b"PK\5\6")) or (len(head) < 4 and b"PK\3\4".startswith(head)):
         return "zip"
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= min(size - 8, MAX_HEADER):
+        return "safetensors"
     if _MAGIC_BYTES in head[:32] or (head[0] == 0x80 and (len(head) < 2 or head[1] <= 5)):
         return "pickle"
-    if name.endswith(".safetensors") or (len(head) > 8 and head[8:9] == b"{" and head[7] == 0):
+    if name.endswith(".safetensors") or (head[8:9] == b"{" and head[7] == 0):
         return "safetensors"
-    if _OLD_PICKLE.match(head.lstrip(b"(")) or head[:2] in (b"(d", b"(l", b"(t"):
+    if OLD_PICKLE.match(head.lstrip(b"(")) or head[:2] in (b"(d", b"(l", b"(t"):
         return "pickle"
     return None
 
@@ -149,17 +182,37 @@ def sniff(path: str) -> tuple[str | None, str | None]:
         kind = recognise(head, os.path.basename(path), size)
         if kind is None and not refusal(head) and has_directory(file, size):
             kind = "zip"
-        elif kind is None and not refusal(head) and _unpickles(read_at(file, 0, 1 << 16)):
+        elif kind is None and not refusal(head) and _unpickles(file, size):
             kind = "pickle"
     return kind, None if kind else refusal(head) or "no checkpoint that convaudit knows"
 
 
-def _unpickles(data: bytes) -> bool:
+def _unpickles(file: Readable, size: int) -> bool:
     """Whether bytes are a pickle without a header that would import something before it ends or breaks."""
-    reading = pickle_reader.read(data)
-    return reading.problem is None or any(
-        name.replace(".", "").isidentifier() and module.replace(".", "").isidentifier() for module, name in reading.globals
-    )
+    reading = _widening(file, 0, size, MAX_PICKLE, Work.part(MAX_PICKLE // 10))
+    return reading.problem is None or reading.problem.limit or bool(_importable(reading))
+
+
+def _importable(reading: Reading) -> list[GlobalUse]:
+    """The globals whose names are names, not what bytes that are no pickle look like."""
+    return [
+        use for (module, name), use in reading.globals.items()
+        if name.replace(".", "").isidentifier() and module.replace(".", "").isidentifier()
+    ]  # fmt: skip
+
+
+def _widening(file: Readable, start: int, size: int, most: int, work: Work) -> Reading:
+    """Read what could be a pickle: a little of it, and more only while it goes on."""
+    window = 1 << 16
+    while True:
+        data = read_at(file, start, min(window, size, most))
+        spent = Work(**vars(work))
+        reading = pickle_reader.read(data, work=spent)
+        if reading.problem is None or not reading.problem.truncated or len(data) >= min(size, most):
+            vars(work).update(vars(spent))
+            return reading
+        del reading
+        window *= 16
 
 
 def read_checkpoint(path: str, *, max_pickle: int = MAX_PICKLE) -> Checkpoint:
@@ -171,7 +224,7 @@ def read_checkpoint(path: str, *, max_pickle: int = MAX_PICKLE) -> Checkpoint:
         size = os.stat(path).st_size
         made = Checkpoint(path, "safetensors", size)
         with open(path, "rb") as file:
-            _READERS[kind](made, file, size, max_pickle)
+            _READERS[kind](made, file, size, Work.of(max_pickle))
     except OSError as error:
         raise TargetError("read", f"{path}: cannot be read: {error.strerror or error}", kind=type(error).__name__) from error
     _prefixes(made)
@@ -188,26 +241,36 @@ def _prefixes(made: Checkpoint) -> None:
 # safetensors
 
 
-def _safetensors(made: Checkpoint, file: BinaryIO, size: int, max_pickle: int) -> None:
+def _safetensors(made: Checkpoint, file: BinaryIO, size: int, work: Work) -> None:
     head = read_at(file, 0, 8)
     length = int.from_bytes(head, "little")
     if len(head) < 8 or length > size - 8:
         made.problems.append(f"its header is to have {length:,} bytes; the file has {size:,}")
         return
-    if length > MAX_HEADER:
-        made.problems.append(f"its header of {length:,} bytes is beyond the limit of {MAX_HEADER:,}")
+    if looks_like_pickle(head):
+        reading = _widening(file, 0, size, work.pickle, work)
+        if reading.globals:
+            _record(made, reading, "the whole file")
+            made.problems.append("it is a pickle as well")
+    most = min(MAX_HEADER, work.header)
+    if length > most:
+        made.problems.append(f"its header of {length:,} bytes is beyond the {most:,} that are read (--max-pickle)")
         return
     doubled: list[str] = []
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
-            names = [name for name, _ in pairs]
-            doubled.extend(name for name in found if names.count(name) > 1)
+            seen: set[str] = set()
+            doubled.extend(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
         return found
 
+    text = read_at(file, 8, length)
+    if text.count(b'"data_offsets"') > work.tensors:
+        made.problems.append(f"it has more than {work.tensors:,} tensors, beyond what is read (--max-pickle)")
+        return
     try:
-        header = json.loads(read_at(file, 8, length), object_pairs_hook=once)
+        header = json.loads(text, object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
         made.problems.append(f"its header is not JSON: {str(error)[:120]}")
         return
@@ -238,10 +301,10 @@ def _entry(made: Checkpoint, name: str, entry: Any, data_at: int) -> tuple[int, 
     except (TypeError, KeyError, ValueError):
         made.problems.append(f"{shown}: its entry is not dtype, shape and data_offsets")
         return None
-    if not isinstance(kind, str) or not isinstance(shape, list) or any(type(n) is not int or not 0 <= n < 2**63 for n in numbers) or end < begin:
+    if not isinstance(kind, str) or not isinstance(shape, list) or len(shape) > 64 or any(type(n) is not int or not 0 <= n < 2**63 for n in numbers) or end < begin:
         made.problems.append(f"{shown}: a negative, absurd or reversed size or offset")
         return None
-    dtype, bits = _SAFETENSORS.get(kind, (UNKNOWN, 0))
+    dtype, bits = SAFETENSORS.get(kind, (UNKNOWN, 0))
     elements = 1
     for n in shape:
         elements *= n
@@ -266,18 +329,21 @@ def row_major(shape: Sequence[int]) -> tuple[int, ...]:
 # Pickles
 
 
-def _pickle_file(made: Checkpoint, file: BinaryIO, size: int, max_pickle: int) -> None:
+def _pickle_file(made: Checkpoint, file: BinaryIO, size: int, work: Work) -> None:
     made.format = "pickle"
+    window, max_pickle = 1 << 20, work.pickle
     readings: list[Reading] = []
-    window, data = 1 << 20, b""
     while True:
         data = read_at(file, 0, min(window, size, max_pickle))
-        readings = _in_a_row(data, 5 if _MAGIC_BYTES in data[:32] else 100)
+        readings.clear()  # before the next are made
+        spent = Work(**vars(work))
+        readings = _in_a_row(data, 5 if _MAGIC_BYTES in data[:32] else 100, spent)
         short = readings[-1].problem is not None and readings[-1].problem.truncated
         short = short or (len(readings) < 5 and readings[-1].end >= len(data))
         if not short or len(data) >= min(size, max_pickle):
             break
         window *= 8
+    vars(work).update(vars(spent))
     legacy = _MAGIC_BYTES in data[:32] or readings[0].value == _MAGIC
     made.format = "torch-legacy" if legacy else "pickle"
     names = ("magic number", "protocol version", "system info", "objects", "storage keys")
@@ -290,12 +356,12 @@ def _pickle_file(made: Checkpoint, file: BinaryIO, size: int, max_pickle: int) -
         made.problems.append(f"its pickle goes beyond {max_pickle:,} bytes (--max-pickle)" if limited else str(broken))
     if not legacy:
         for reading in readings:
-            _table(made, table_of(reading.value, ""), None, {})
+            _table(made, table_of(reading.value, "", work), None, {})
         if broken is None and readings[-1].end < size:
             made.problems.append(f"{size - readings[-1].end:,} bytes stand after the last pickle")
         return
     if len(readings) > 3:
-        table = table_of(readings[3].value, "")
+        table = table_of(readings[3].value, "", work)
         if readings[0].value != _MAGIC and readings[0].problem is None:
             made.problems.append("its magic number is not torch's")
         spans = _legacy_storages(made, file, size, readings[4], table) if len(readings) == 5 and broken is None else {}
@@ -304,10 +370,10 @@ def _pickle_file(made: Checkpoint, file: BinaryIO, size: int, max_pickle: int) -
         made.problems.append(f"it has {len(readings)} of a legacy file's five pickles")
 
 
-def _in_a_row(data: bytes, most: int) -> list[Reading]:
-    readings = [pickle_reader.read(data)]
+def _in_a_row(data: bytes, most: int, work: Work) -> list[Reading]:
+    readings = [pickle_reader.read(data, work=work)]
     while readings[-1].problem is None and len(readings) < most and readings[-1].end < len(data):
-        reading = pickle_reader.read(data, readings[-1].end)
+        reading = pickle_reader.read(data, readings[-1].end, work=work)
         if reading.problem is not None and not reading.globals and most > 5:
             break  # other bytes
         readings.append(reading)
@@ -339,7 +405,7 @@ def _legacy_storages(made: Checkpoint, file: BinaryIO, size: int, keys: Reading,
             return spans
         spans[key] = at + 8, size_of(elements, storage.dtype) or 0
         at += 8 + spans[key][1]
-    missing = [key for key in table.storages if key not in set(given)]
+    missing = sorted(table.storages.keys() - set(given))
     if missing:
         made.problems.append(f"storage {missing[0][:40]} is named and not there" + (f", and {len(missing) - 1} more" if missing[1:] else ""))
     if at != size:
@@ -351,12 +417,19 @@ def _record(made: Checkpoint, reading: Reading, member: str) -> None:
     made.globals += [
         GlobalRow(use.name, use.tier, use.called, member, use.offset, use.arguments) for use in reading.globals.values()
     ]
+    held: dict[int, list[str]] = {}
+    for offset, name in reading.inside:
+        held.setdefault(offset, []).append(name)
+    for offset, names in held.items():
+        called = ", ".join(dict.fromkeys(names[:5]))
+        made.notes.append(f"{member[:200]}, byte {offset:,}: a bytes value is itself a pickle that names {called}; loading does not read it")
 
 
 def _table(
     made: Checkpoint, table: Table, missing: Callable[[Storage], str | None] | None, spans: Mapping[str, tuple[int, int]]
 ) -> None:
     """Take a table's rows; ``spans`` are the start and size in bytes of the storages that can be read in place."""
+    made.wrappers += table.wrappers
     for row, tensor in zip(table.rows, table.tensors):
         identity = (made.path, row.storage, tensor.offset, tensor.shape, tensor.stride) if tensor.storage else (row.name,)
         span = spans.get(tensor.storage.key) if tensor.storage else None
@@ -373,13 +446,30 @@ def _table(
 # Zip archives
 
 
-def _zip(made: Checkpoint, file: BinaryIO, size: int, max_pickle: int) -> None:
+@dataclass
+class _Zip:
+    """An archive of the file: itself, or one in it whose members are shown as ``outer!inner``. ``base`` is where it begins
+    in the file; None where it had to be unpacked."""
+
+    file: Readable
+    size: int
+    inside: str = ""
+    depth: int = 0
+    base: int | None = 0
+    members: list[Member] = field(default_factory=list)
+
+    def shown(self, member: Member) -> str:
+        """A member's name for a sentence."""
+        return repr(f"{self.inside}{member.name[:80]}"[-300:])
+
+
+def _zip(made: Checkpoint, file: BinaryIO, size: int, work: Work) -> None:
     made.format = "torch-zip"
-    archive = read_archive(file, size)
-    made.problems += archive.problems[:50]
+    archive = _Zip(file, size)
+    _members(made, archive, work)
     members = archive.members
     names = {member.name for member in members}
-    roots = sorted({name[: -len("data.pkl")] for name in names if name == "data.pkl" or name.endswith("/data.pkl")})
+    roots = sorted({name[: -len("data.pkl")] for name in names if _is_root(name)})
     constants = any(name.endswith("constants.pkl") for name in names) and any("/code/" in name for name in names)
     packaged = any(name.endswith(("archive_format", "serialized_exported_program.json")) or "/models/" in name for name in names)
     if constants:
@@ -387,39 +477,111 @@ def _zip(made: Checkpoint, file: BinaryIO, size: int, max_pickle: int) -> None:
     elif made.path.endswith(".pt2") or (packaged and not roots):
         made.format = "pt2"
     if len(roots) > 1:
-        made.problems.append(f"it has {len(roots)} data.pkl: {', '.join(roots[:3])}")
+        made.problems.append(f"it has {len(roots)} data.pkl: {', '.join(root[:80] for root in roots[:3])}")
     if not roots and made.format == "torch-zip" and members:
         made.problems.append("it has no data.pkl")
-    wrong = []
-    for member in members:
-        if made.format != "torchscript" or "/code/" not in member.name:
-            elf = member.method == 0 and member.packed > 4 and read_at(file, member.start, 4) == b"\x7fELF"
-            if elf or member.name.lower().endswith(_NATIVE):
-                made.codes.append(member.name)
-        pickled = member.name.endswith((".pkl", ".debug_pkl"))
-        head, _ = content(file, member, 512)
-        if head.startswith(b"PK\3\4"):
-            made.notes.append(f"member {member.name[:80]!r} is an archive in the archive; it was not read")
-        if not pickled and not looks_like_pickle(head):
-            continue
-        wrong += _pickled_member(made, file, member, pickled, max_pickle, members)
+    wrong = _scan(made, archive, work, roots[0] if roots else None)
     if made.format == "pt2":
-        _exported(made, file, members, max_pickle)
+        _exported(made, archive, work)
     if wrong:
-        (made.problems if made.problems else made.notes).extend(f"member {name[:80]!r} has a wrong CRC" for name in wrong)
+        (made.problems if made.problems else made.notes).extend(f"member {name} has a wrong CRC" for name in wrong)
 
 
-def _exported(made: Checkpoint, file: BinaryIO, members: list[Member], max_pickle: int) -> None:
-    """The weights that an exported program's ``data/weights/*_config.json`` lists (``torch/export/pt2_archive``, 2.13)."""
+def _is_root(name: str) -> bool:
+    return name == "data.pkl" or name.endswith("/data.pkl")
+
+
+def _members(made: Checkpoint, archive: _Zip, work: Work) -> None:
+    found = read_archive(archive.file, archive.size, work.members)
+    work.members -= len(found.members)
+    made.problems += [f"{archive.inside}: {said}" if archive.inside else said for said in found.problems]
+    archive.members = found.members
+
+
+def _scan(made: Checkpoint, archive: _Zip, work: Work, root: str | None) -> list[str]:
+    """Look at every member for pickles, archives and code; the tensors are those of ``root``. Names with a wrong CRC."""
+    wrong: list[str] = []
+    file = archive.file
+    for member in archive.members:
+        head, _ = content(file, member, 512)
+        program = made.format == "torchscript" and "/code/" in member.name
+        if not program and (head.startswith(b"\x7fELF") or member.name.lower().endswith(_NATIVE)):
+            made.codes.append(f"{archive.inside}{member.name}"[:500])
+        nested = head.startswith(b"PK\3\4") or (
+            member.method == 0 and member.size > 512 and read_at(file, member.start + member.packed - 22, 4) == b"PK\5\6"
+        )
+        packed = _packed(head) or ("a tar file" if head[257:262] == b"ustar" else None)
+        named = member.name.endswith((".pkl", ".debug_pkl"))
+        if nested:
+            _nested(made, archive, member, work)
+        elif packed:
+            made.notes.append(f"member {archive.shown(member)} is {packed}; it was not read")
+        elif head.startswith(b"\x93NUMPY"):
+            _array(made, archive, member, head, work)
+        elif named:
+            wrong += _pickled_member(made, archive, member, root, work)
+        elif looks_like_pickle(head):
+            _unnamed(made, archive, member, work)
+    return wrong
+
+
+def _nested(made: Checkpoint, outer: _Zip, member: Member, work: Work) -> None:
+    """Read an archive in the archive: in place where it is stored, else unpacked within the limits."""
+    inside = f"{outer.inside}{member.name[:200]}!"
+    if outer.depth + 1 > MAX_NESTED:
+        made.problems.append(f"{inside[-300:]} is nested more than {MAX_NESTED} archives deep; it was not read")
+        return
+    file, size, base = outer.file, member.packed, outer.base
+    if member.method == 0:
+        inner = _Zip(Window(file, member.start, size), size, inside, outer.depth + 1, None if base is None else base + member.start)
+    else:
+        data, short = _content(outer, member, work)
+        if short:
+            made.problems.append(f"member {outer.shown(member)} {short}")
+        inner = _Zip(io.BytesIO(data), len(data), inside, outer.depth + 1, None)
+    _members(made, inner, work)
+    root = next((one.name for one in inner.members if _is_root(one.name)), None) if _holds_weights(member.name) else None
+    made.notes += [f"member {name} has a wrong CRC" for name in _scan(made, inner, work, root and root[: -len("data.pkl")])]
+
+
+def _holds_weights(name: str) -> bool:
+    """Whether a member of a .pt2 of torch 2.8 or earlier is its state_dict."""
+    folder, _, last = name.rpartition("/")
+    return last == "serialized_state_dict.pt" or (folder.endswith("data/weights") and last.endswith(".pt"))
+
+
+def _content(archive: _Zip, member: Member, work: Work) -> tuple[bytes, str | None]:
+    """A member's bytes as far as the file's limits go, and why they are not all of it."""
+    data, short = content(archive.file, member, min(work.pickle, work.bytes))
+    work.bytes -= len(data)
+    return data, short
+
+
+def _array(made: Checkpoint, archive: _Zip, member: Member, head: bytes, work: Work) -> None:
+    """A numpy array: of objects, it is a pickle behind a header (``numpy/lib/format.py``)."""
+    at = 10 + int.from_bytes(head[8:10], "little") if head[6:7] == b"\1" else 12 + int.from_bytes(head[8:12], "little")
+    if b"|O" in head[:at]:
+        data, short = _content(archive, member, work)
+        _record(made, pickle_reader.read(data, at, work=work), f"{archive.inside}{member.name}")
+        if short:
+            made.problems.append(f"member {archive.shown(member)} {short}")
+
+
+def _exported(made: Checkpoint, archive: _Zip, work: Work) -> None:
+    """The weights that an exported program's ``data/weights/*_config.json`` lists (``torch/export/pt2_archive``, 2.13).
+
+    Before 2.9 they are a state_dict, ``data/weights/*.pt`` or ``serialized_state_dict.pt``, which is read by then.
+    """
+    members = archive.members
     stored = {member.name: member for member in members}
-    known = False
+    known = any(_holds_weights(member.name) for member in members)
     for member in members:
         folder, _, name = member.name.rpartition("/")
         if not folder.endswith("data/weights") or not name.endswith("_config.json"):
             continue
         known = True
         try:
-            config = json.loads(content(file, member, max_pickle)[0])["config"]
+            config = json.loads(content(archive.file, member, min(MAX_HEADER, work.header))[0])["config"]
             for key, entry in config.items():
                 meta, path = entry["tensor_meta"], f"{folder}/{entry['path_name']}"
                 shape = [size["as_int"] for size in meta["sizes"]]
@@ -440,7 +602,7 @@ def _exported(made: Checkpoint, file: BinaryIO, members: list[Member], max_pickl
         except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
             made.problems.append(f"member {member.name[:80]!r} lists no weights: {type(error).__name__}: {str(error)[:80]}")
     if not known:
-        made.unknown.append("all of an older .pt2's weights")
+        made.unknown.append("all of its weights")
 
 
 def _exported_place(made: Checkpoint, member: Member | None, meta: dict[str, Any]) -> Place | None:
@@ -450,46 +612,52 @@ def _exported_place(made: Checkpoint, member: Member | None, meta: dict[str, Any
     return Place(made.path, member.start, member.size, offset, tuple(stride))
 
 
-def looks_like_pickle(head: bytes) -> bool:
-    """Whether bytes could be the start of a pickle: PROTO, or a GLOBAL or INST of protocols 0 and 1 near the start."""
-    return (len(head) > 1 and head[0] == 0x80 and head[1] <= 5) or _OLD_PICKLE.search(head) is not None
+def _unnamed(made: Checkpoint, archive: _Zip, member: Member, work: Work) -> None:
+    """A member that looks like a pickle by its first bytes alone, as weights may by chance."""
+    short = None
+    if member.method == 0:
+        reading = _widening(archive.file, member.start, member.packed, min(work.pickle, work.bytes), work)
+    else:
+        data, short = _content(archive, member, work)
+        reading = pickle_reader.read(data, work=work)
+    names = _importable(reading)
+    if any(use.tier != "tensors" for use in names) or (reading.globals and reading.problem is None):
+        _record(made, reading, f"{archive.inside}{member.name}")
+        made.problems.append(f"member {archive.shown(member)} is a pickle where none should be")
+    if reading.problem is not None and (reading.problem.limit or (short and reading.problem.truncated)):
+        made.problems.append(f"member {archive.shown(member)} {short or reading.problem}")
 
 
-def _pickled_member(
-    made: Checkpoint, file: BinaryIO, member: Member, named: bool, max_pickle: int, members: list[Member]
-) -> list[str]:
-    """Read a member that is, or looks like, a pickle; its name where its CRC is wrong."""
-    data, short = content(file, member, max_pickle if named else min(_SNIFFED, max_pickle))
-    reading = pickle_reader.read(data)
-    if not named:
-        telling = any(use.tier != "tensors" for use in reading.globals.values())
-        if reading.globals and (telling or reading.problem is None):
-            _record(made, reading, member.name)
-            made.problems.append(f"member {member.name[:80]!r} is a pickle where none should be")
-        return []
-    rest = _in_a_row(data, 100)
-    for one in rest:
-        _record(made, one, member.name)
+def _pickled_member(made: Checkpoint, archive: _Zip, member: Member, root: str | None, work: Work) -> list[str]:
+    """Read a pickle, and the table of the one at ``root``; its name where its CRC is wrong."""
+    data, short = _content(archive, member, work)
+    readings = _in_a_row(data, 100, work)
+    first, last, shown = readings[0], readings[-1], archive.shown(member)
+    for one in readings:
+        _record(made, one, f"{archive.inside}{member.name}")
     if short:
-        made.problems.append(f"member {member.name[:80]!r} {short}")
-    elif rest[-1].problem is not None:
-        made.problems.append(f"member {member.name[:80]!r}: {rest[-1].problem}")
-    elif (len(rest) > 1 or reading.end != len(data)) and not member.name.endswith(".debug_pkl"):
-        made.problems.append(f"member {member.name[:80]!r}: {len(data) - reading.end:,} bytes stand after its pickle")
-    if member.name.endswith("data.pkl") and (member.name == "data.pkl" or member.name.endswith("/data.pkl")):
-        root = member.name[: -len("data.pkl")]
-        spans = {
-            other.name[len(root) + 5 :]: (other.start, other.size)
-            for other in members
-            if other.name.startswith(f"{root}data/") and other.method == 0
-        }
-        _table(made, table_of(reading.value, "data/"), _presence(root, {m.name: m.size for m in members}), spans)
-    return [] if short or zlib.crc32(data) == member.crc else [member.name]
+        made.problems.append(f"member {shown} {short}")
+    elif last.problem is not None:
+        made.problems.append(f"member {shown}: {last.problem}")
+    elif (len(readings) > 1 or first.end != len(data)) and not member.name.endswith(".debug_pkl"):
+        made.problems.append(f"member {shown}: {len(data) - first.end:,} bytes stand after its pickle")
+    if root is not None and member.name == f"{root}data.pkl":
+        at = len(root) + len("data/")
+        held = {other.name[at:]: other for other in archive.members if other.name.startswith(f"{root}data/")}
+        swapped = any(m.name == f"{root}byteorder" and content(archive.file, m, 8)[0] == b"big" for m in archive.members)
+        spans = {} if archive.base is None or swapped else {
+            key: (archive.base + other.start, other.size) for key, other in held.items() if other.method == 0
+        }  # fmt: skip
+        _table(made, table_of(first.value, "data/", work), _presence({key: other.size for key, other in held.items()}), spans)
+        made.checksums = {f"data/{key}": (other.size, other.crc) for key, other in held.items()}
+        named = {storage.key for one in first.persistent if (storage := storage_of(Persistent(one))) is not None}
+        made.unnamed = [f"data/{key}" for key in held if key not in named]
+    return [] if short or zlib.crc32(data) == member.crc else [shown]
 
 
-def _presence(root: str, sizes: dict[str, int]) -> Callable[[Storage], str | None]:
+def _presence(sizes: dict[str, int]) -> Callable[[Storage], str | None]:
     def missing(storage: Storage) -> str | None:
-        size, wanted = sizes.get(f"{root}data/{storage.key}"), size_of(storage.elements, storage.dtype)
+        size, wanted = sizes.get(storage.key), size_of(storage.elements, storage.dtype)
         if size is None:
             return f"storage data/{storage.key[:40]} is named and not there"
         if wanted is not None and size != wanted:
@@ -502,10 +670,21 @@ def _presence(root: str, sizes: dict[str, int]) -> Callable[[Storage], str | Non
 # Shards
 
 
-def _sharded(made: Checkpoint, file: BinaryIO, size: int, max_pickle: int) -> None:
+def shards_of(index: Path) -> list[Path]:
+    """The files beside an index that it names as its shards; none where it is no index."""
+    try:
+        with index.open("rb") as file:
+            held = json.loads(read_at(file, 0, 2 * Work.header))
+        return [index.parent / name for name in set(map(str, held["weight_map"].values())) if os.path.basename(name) == name]
+    except (OSError, ValueError, RecursionError, TypeError, KeyError, AttributeError):
+        return []
+
+
+def _sharded(made: Checkpoint, file: BinaryIO, size: int, work: Work) -> None:
     made.format = "sharded"
-    if size > MAX_HEADER:
-        made.problems.append(f"the index has {size:,} bytes, beyond the limit of {MAX_HEADER:,}")
+    most = min(MAX_HEADER, 2 * work.header)
+    if size > most:
+        made.problems.append(f"the index has {size:,} bytes, beyond the {most:,} that are read (--max-pickle)")
         return
     try:
         places = json.loads(file.read())["weight_map"]
@@ -515,7 +694,10 @@ def _sharded(made: Checkpoint, file: BinaryIO, size: int, max_pickle: int) -> No
     folder = Path(made.path).parent.resolve()
     store = {folder, Path(made.path).resolve().parent}  # a hub's cache links both the index and its shards into one store
     held: dict[str, str] = {}
-    for shard in sorted(set(wanted.values())):
+    shards = list(dict.fromkeys(wanted.values()))
+    if len(shards) > MAX_SHARDS:
+        made.problems.append(f"it names {len(shards):,} shards; only {MAX_SHARDS:,} are read")
+    for shard in sorted(shards[:MAX_SHARDS]):
         path = folder / shard
         if os.path.basename(shard) != shard or shard in ("", ".", "..") or path.resolve().parent not in store:
             made.problems.append(f"shard {shard[:80]!r} lies outside the index's folder; it was not opened")
@@ -524,7 +706,7 @@ def _sharded(made: Checkpoint, file: BinaryIO, size: int, max_pickle: int) -> No
             made.problems.append(f"shard {shard[:80]!r} is not there")
             continue
         try:
-            part = read_checkpoint(str(path), max_pickle=max_pickle)
+            part = read_checkpoint(str(path), max_pickle=work.pickle)
         except TargetError as error:
             made.problems.append(f"shard {shard[:80]!r}: {str(error).removeprefix(f'{path}: ')}")
             continue
@@ -533,6 +715,8 @@ def _sharded(made: Checkpoint, file: BinaryIO, size: int, max_pickle: int) -> No
         made.notes += [f"{shard[:80]}: {said}" for said in part.notes]
         made.unknown += part.unknown
         made.codes += [f"{shard}: {name}" for name in part.codes]
+        made.checksums.update({f"{shard}:{name}": known for name, known in part.checksums.items()})
+        made.unnamed += [f"{shard}:{name}" for name in part.unnamed]
         for used in part.globals:
             used.member = f"{shard}: {used.member}"
             made.globals.append(used)
@@ -548,6 +732,6 @@ def _sharded(made: Checkpoint, file: BinaryIO, size: int, max_pickle: int) -> No
         made.problems.append(f"{absent[0][:80]} is not in its shard" + (f", and {len(absent) - 1} more" if absent[1:] else ""))
 
 
-_READERS: dict[str, Callable[[Checkpoint, BinaryIO, int, int], None]] = {
+_READERS: dict[str, Callable[[Checkpoint, BinaryIO, int, Work], None]] = {
     "safetensors": _safetensors, "pickle": _pickle_file, "zip": _zip, "sharded": _sharded,
 }  # fmt: skip

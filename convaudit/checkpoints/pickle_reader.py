@@ -8,23 +8,22 @@ from __future__ import annotations
 
 import codecs
 import gc
+import re
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from convaudit.checkpoints.tiers import Tier, tier_of
 
 MAX_PICKLE = 64 * 1000**2
-"""Bytes of one pickle that are read unless more is asked for."""
-MAX_OPCODES = 4_000_000
-MAX_OBJECTS = 1_500_000
-"""Containers, calls and memo entries of one pickle: about 150 MB of memory."""
-MAX_GLOBALS = 10_000
+"""Bytes of one pickle that are read unless more is asked for (--max-pickle)."""
 KEPT_TEXT = 1 << 16
 """Bytes of a text or bytes value that are kept; a longer one becomes :class:`Opaque`."""
-MAX_LINE = 1 << 16
-"""Bytes of a line argument (GLOBAL, INST, INT and the like)."""
+MAX_NAME = 1000
+"""Characters of a module's or global's name; nothing that Python can import has more."""
+MAX_INSIDE = 3
+"""Pickles in the bytes of pickles that are followed."""
 
 codecs.lookup("raw_unicode_escape")  # its module is imported now, never while a stranger's file is read
 
@@ -78,12 +77,13 @@ class Persistent:
 
 
 class Opaque:
-    """A value too long to keep, or one that only its reader understands."""
+    """A value too long to keep, or one that only its reader understands; ``span`` is where its bytes stand."""
 
-    __slots__ = ("said",)
+    __slots__ = ("said", "span")
 
-    def __init__(self, said: str) -> None:
+    def __init__(self, said: str, span: tuple[int, int] | None = None) -> None:
         self.said = said
+        self.span = span
 
 
 @dataclass
@@ -108,19 +108,62 @@ class PickleProblem(Exception):
 
 
 @dataclass
+class Work:
+    """What may still be read of one file, whatever number of pickles and archives it holds: about 2 s and 200 MB.
+
+    ``pickle`` is the bytes of one pickle, ``header`` those of a JSON header; ``objects`` are containers, calls, texts and
+    memo entries, ``text`` is the bytes of texts that are kept.
+    """
+
+    pickle: int = MAX_PICKLE
+    bytes: int = 2 * MAX_PICKLE
+    opcodes: int = 2_000_000
+    objects: int = 700_000
+    globals: int = 10_000
+    text: int = 16_000_000
+    tensors: int = 100_000
+    members: int = 100_000
+    header: int = 8_000_000
+
+    @classmethod
+    def of(cls, max_pickle: int) -> Work:
+        """The limits for pickles of up to ``max_pickle`` bytes: all grow with it, and the others never shrink."""
+        made = cls.part(max(max_pickle, MAX_PICKLE))
+        made.pickle, made.bytes = max_pickle, 2 * max_pickle
+        return made
+
+    @classmethod
+    def part(cls, size: int) -> Work:
+        """All limits in proportion to pickles of ``size`` bytes."""
+        given = cls()
+        return cls(*(max(1, getattr(given, limit.name) * size // MAX_PICKLE) for limit in fields(cls)))
+
+
+@dataclass
 class Reading:
     """One pickle: its inert value, where it ends, its globals, and why it could not be read on."""
 
     value: Any = None
     end: int = 0
-    opcodes: int = 0
     globals: dict[tuple[str, str], GlobalUse] = field(default_factory=dict)
     problem: PickleProblem | None = None
+    inside: list[tuple[int, str]] = field(default_factory=list)
+    """Code that pickles held as bytes name, with the offset of those bytes: loading this pickle calls none of it."""
+    persistent: list[Any] = field(default_factory=list)
+    """Ids of what is stored outside the pickle, in order."""
 
 
-def read(data: bytes, start: int = 0, *, base: int = 0, max_opcodes: int = MAX_OPCODES) -> Reading:
-    """Read one pickle at ``start``. Offsets in the answer are ``base`` + those in ``data``. Never raises."""
-    machine = _Machine(data, start, base, max_opcodes)
+OLD_PICKLE = re.compile(rb"(?:c|i)[A-Za-z_][\w.]{0,200}\r?\n[A-Za-z_][\w.]{0,200}\r?\n")
+
+
+def looks_like_pickle(head: bytes) -> bool:
+    """Whether bytes could be the start of a pickle: PROTO, or a GLOBAL or INST of protocols 0 and 1 near the start."""
+    return (len(head) > 1 and head[0] == 0x80 and head[1] <= 5) or OLD_PICKLE.search(head) is not None
+
+
+def read(data: bytes, start: int = 0, *, work: Work | None = None, depth: int = 0) -> Reading:
+    """Read one pickle at ``start``, within what ``work`` has left. Never raises."""
+    machine = _Machine(data, start, work or Work(), depth)
     reading = machine.reading
     collecting = gc.isenabled()
     gc.disable()  # what is read stays alive until the end: collecting would only take time
@@ -129,12 +172,13 @@ def read(data: bytes, start: int = 0, *, base: int = 0, max_opcodes: int = MAX_O
     except PickleProblem as problem:
         reading.problem = problem
     except IndexError:
-        reading.problem = PickleProblem(f"opcode at byte {machine.at + base:,} takes more than the stack holds")
-    except (ValueError, struct.error, OverflowError) as error:
-        reading.problem = PickleProblem(f"opcode at byte {machine.at + base:,}: {error}")
+        reading.problem = PickleProblem(f"opcode at byte {machine.at:,} takes more than the stack holds")
+    except (ValueError, struct.error, OverflowError, Warning) as error:
+        reading.problem = PickleProblem(f"opcode at byte {machine.at:,}: {str(error)[:200]}")
     finally:
         if collecting:
             gc.enable()
+    machine.settle()
     reading.end = machine.position
     return reading
 
@@ -169,12 +213,14 @@ def _brief(value: Any, depth: int) -> str:
 class _Machine:
     """pickle's stack machine over inert values."""
 
-    def __init__(self, data: bytes, start: int, base: int, max_opcodes: int) -> None:
+    def __init__(self, data: bytes, start: int, work: Work, depth: int) -> None:
         self.data = data
         self.position = start
         self.at = start
-        self.base = base
-        self.max_opcodes = max_opcodes
+        self.work = work
+        self.depth = depth
+        self.spare: Work | None = None  # for the pickles in its bytes
+        self.partial: bool | None = None  # whether all calls of functools.partial are of what is no code; None without any
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.fence = 0
@@ -183,29 +229,39 @@ class _Machine:
         self.reading = Reading()
 
     def run(self) -> Any:
-        data, table, end = self.data, _TABLE, len(self.data)
-        left = self.max_opcodes
-        while True:
-            self.at = at = self.position
-            if at >= end:
-                raise PickleProblem(f"the pickle ends at byte {at + self.base:,} without STOP", truncated=True)
-            code = data[at]
-            self.position = at + 1
-            if code == 0x2E:  # STOP
-                self.reading.opcodes = self.max_opcodes - left
-                if self.marks:
-                    raise PickleProblem(f"STOP at byte {at + self.base:,} leaves an open mark")
-                return self.pop()
-            handler = table[code]
-            if handler is None:
-                raise PickleProblem(f"byte {at + self.base:,} ({code:#04x}) is no pickle opcode")
-            handler(self)
-            left -= 1
-            if left <= 0 or self.objects > MAX_OBJECTS:
-                what = f"{self.max_opcodes:,} opcodes" if left <= 0 else f"{MAX_OBJECTS:,} objects"
-                raise PickleProblem(
-                    f"the pickle goes beyond {what}; nothing after byte {at + self.base:,} was read", limit=True
-                )
+        data, table, end, work = self.data, _TABLE, len(self.data), self.work
+        left, most = work.opcodes, work.objects
+        try:
+            while True:
+                self.at = at = self.position
+                if at >= end:
+                    raise PickleProblem(f"the pickle ends at byte {at:,} without STOP", truncated=True)
+                code = data[at]
+                self.position = at + 1
+                if code == 0x2E:  # STOP
+                    return self.pop()
+                handler = table[code]
+                if handler is None:
+                    raise PickleProblem(f"byte {at:,} ({code:#04x}) is no pickle opcode")
+                handler(self)
+                left -= 1
+                if left <= 0 or self.objects > most:
+                    raise self.limit("opcodes" if left <= 0 else "objects")
+        finally:
+            work.opcodes = left
+            work.objects -= min(self.objects, work.objects)
+
+    def limit(self, what: str) -> PickleProblem:
+        """That what may be read of a file is used up."""
+        return PickleProblem(
+            f"it goes beyond the {what} that are read (--max-pickle); nothing after byte {self.at:,} was read", limit=True
+        )
+
+    def settle(self) -> None:
+        """``functools.partial`` that only ever wraps what is no code can do no more than that."""
+        use = self.reading.globals.get(("functools", "partial"))
+        if use is not None and self.partial:
+            use.tier = "classes"
 
     # Stack and arguments
 
@@ -235,26 +291,25 @@ class _Machine:
         start = self.position
         if size > len(self.data) - start:
             raise PickleProblem(
-                f"opcode at byte {self.at + self.base:,} needs {size:,} bytes; {len(self.data) - start:,} are left",
+                f"opcode at byte {self.at:,} needs {size:,} bytes; {len(self.data) - start:,} are left",
                 truncated=True,
             )
         self.position = start + size
         return self.data[start : self.position]
 
     def line(self) -> bytes:
-        end = self.data.find(b"\n", self.position, self.position + MAX_LINE)
+        end = self.data.find(b"\n", self.position)
         if end < 0:
-            short = len(self.data) - self.position < MAX_LINE
-            raise PickleProblem(f"opcode at byte {self.at + self.base:,}: its line does not end", truncated=short)
+            raise PickleProblem(f"opcode at byte {self.at:,}: its line does not end", truncated=True)
         found = self.data[self.position : end]
         self.position = end + 1
         return found
 
     def sized(self, width: int, *, signed: bool = False) -> bytes:
-        """A counted argument, or the first bytes of one that is too long to keep (then ``self.cut`` is its length)."""
+        """A counted argument, or the first bytes of one that is too long to keep."""
         size = int.from_bytes(self.take(width), "little", signed=signed)
         if size < 0:
-            raise PickleProblem(f"opcode at byte {self.at + self.base:,} has the negative length {size}")
+            raise PickleProblem(f"opcode at byte {self.at:,} has the negative length {size}")
         if size > len(self.data) - self.position:
             self.take(size)
         found = self.data[self.position : self.position + min(size, KEPT_TEXT + 1)]
@@ -265,9 +320,37 @@ class _Machine:
         self.objects += 1
         self.stack.append(value)
 
+    def long(self, size: int, what: str) -> bool:
+        """Whether a text or bytes of ``size`` are not kept; then :class:`Opaque` stands for them."""
+        if size <= KEPT_TEXT and size <= self.work.text:
+            self.work.text -= size
+            return False
+        self.made(Opaque(what, (self.position - size, self.position)))
+        return True
+
+    def look_inside(self, data: bytes, size: int) -> None:
+        """Read a bytes value that could be a pickle as one. ``data`` is its beginning, its end is at ``position``."""
+        if self.depth < MAX_INSIDE and looks_like_pickle(data[:512]):
+            self.inner(data if len(data) == size else self.data[self.position - size : self.position])
+
+    def inner(self, data: bytes) -> None:
+        if self.spare is None:
+            self.spare = Work.part(self.work.pickle // 10)
+        if self.spare.opcodes < 0:
+            return
+        found = read(data, work=self.spare, depth=self.depth + 1)
+        self.spare.opcodes -= 20
+        names = [use.name for use in found.globals.values() if use.tier == "code"] + [name for _, name in found.inside]
+        if self.spare.opcodes < 0 or (found.problem is not None and found.problem.limit):
+            names.append("more than was read")
+        kept = self.reading.inside
+        kept += [(self.at, name) for name in names[: max(0, 100 - len(kept))]]
+
     # Globals and calls
 
     def named(self, module: str, name: str) -> Global:
+        if len(module) > MAX_NAME or len(name) > MAX_NAME:
+            return self.computed(f"a name of {len(module) + len(name):,} characters ({module[:40]}… {name[:40]}…)")
         tier, module, name = tier_of(module, name)
         return self.known(module, name, f"{module}.{name}", tier)
 
@@ -275,12 +358,10 @@ class _Machine:
         uses = self.reading.globals
         use = uses.get((module, name))
         if use is None:
-            if len(uses) >= MAX_GLOBALS:
-                raise PickleProblem(
-                    f"the pickle names more than {MAX_GLOBALS:,} globals; nothing after byte {self.at + self.base:,} was read",
-                    limit=True,
-                )
-            use = uses[module, name] = GlobalUse(shown, tier, self.at + self.base)
+            if self.work.globals <= 0:
+                raise self.limit("globals")
+            self.work.globals -= 1
+            use = uses[module, name] = GlobalUse(shown, tier, self.at)
         self.objects += 1
         return Global(module, name, use)
 
@@ -292,6 +373,10 @@ class _Machine:
             if not function.use.called:
                 function.use.called = True
                 function.use.arguments = brief(args)
+            if function.module == "functools" and function.name == "partial":
+                self.wraps(args)
+            elif (function.module, function.name) == ("_codecs", "encode") and isinstance(args, tuple) and args:
+                self.encoded(args[0])
         elif isinstance(function, Call):  # the result of a call, called
             root = function.function
             name = root.use.name if isinstance(root, Global) else "a call"
@@ -299,6 +384,22 @@ class _Machine:
             made.use.called, made.use.arguments = True, brief(args)
         self.objects += 1
         return Call(function, args)
+
+    def wraps(self, args: Any) -> None:
+        """A call, or the state, of ``functools.partial``: harmless where what it wraps is a name that is no code."""
+        inner = args[0] if isinstance(args, tuple) and args else None
+        plain = isinstance(inner, Global) and inner.use.tier != "code"
+        self.partial = plain and self.partial is not False
+
+    def encoded(self, text: Any) -> None:
+        """Bytes as protocols 0 to 2 write them: text of Latin-1."""
+        head = text[:512] if isinstance(text, str) else ""
+        if isinstance(text, Opaque) and text.span:
+            head = self.data[text.span[0] : text.span[0] + 512].decode("utf-8", "replace")
+        if self.depth < MAX_INSIDE and looks_like_pickle(head.encode("latin-1", "replace")):
+            if isinstance(text, Opaque) and text.span:
+                text = self.data[slice(*text.span)].decode("utf-8", "replace")
+            self.inner(text.encode("latin-1", "replace"))
 
 
 def _constant(value: Any) -> Callable[[_Machine], None]:
@@ -317,17 +418,25 @@ def _unpacked(form: str) -> Callable[[_Machine], None]:
     return lambda m: m.stack.append(one.unpack(m.take(one.size))[0])
 
 
+def _number(m: _Machine, text: bytes) -> None:
+    """A decimal, hexadecimal or octal number, as C's strtol reads it."""
+    if len(text) > 64:
+        m.push(Opaque("a long integer"))
+        return
+    octal = text.lstrip(b"+-").startswith(b"0") and text.lstrip(b"+-").isdigit()
+    m.push(int(text, 8 if octal else 0))
+
+
 def _int_line(m: _Machine) -> None:
     text = m.line().strip()
     if text in (b"00", b"01"):
         m.push(text == b"01")
         return
-    m.push(int(text) if len(text) <= 64 else Opaque("a long integer"))
+    _number(m, text)
 
 
 def _long_line(m: _Machine) -> None:
-    text = m.line().strip().removesuffix(b"L")
-    m.push(int(text) if len(text) <= 64 else Opaque("a long integer"))
+    _number(m, m.line().strip().removesuffix(b"L"))
 
 
 def _long(width: int) -> Callable[[_Machine], None]:
@@ -338,48 +447,53 @@ def _long(width: int) -> Callable[[_Machine], None]:
     return push
 
 
-def _text(m: _Machine, data: bytes) -> None:
-    if len(data) > KEPT_TEXT:
-        m.made(Opaque("a long text"))
-        return
-    m.push(data.decode("utf-8", "surrogatepass"))
+def _text(m: _Machine, data: bytes, size: int) -> None:
+    if not m.long(size, "a long text"):
+        m.made(data.decode("utf-8", "surrogatepass"))
 
 
-def _old_text(m: _Machine, data: bytes) -> None:
+def _old_text(m: _Machine, data: bytes, size: int) -> None:
     """Python 2's str: text where it is UTF-8, else its bytes as Latin-1."""
-    if len(data) > KEPT_TEXT:
-        m.made(Opaque("a long text"))
+    m.look_inside(data, size)
+    if m.long(size, "a long text"):
         return
     try:
-        m.push(data.decode("utf-8"))
+        m.made(data.decode("utf-8"))
     except UnicodeDecodeError:
-        m.push(data.decode("latin-1"))
+        m.made(data.decode("latin-1"))
 
 
-def _bytes(m: _Machine, data: bytes) -> None:
-    if len(data) > KEPT_TEXT:
-        m.made(Opaque("long bytes"))
-        return
-    m.push(data)
+def _bytes(m: _Machine, data: bytes, size: int) -> None:
+    m.look_inside(data, size)
+    if not m.long(size, "long bytes"):
+        m.made(data)
 
 
-def _counted(width: int, keep: Callable[[_Machine, bytes], None], *, signed: bool = False) -> Callable[[_Machine], None]:
-    return lambda m: keep(m, m.sized(width, signed=signed))
+def _counted(width: int, keep: Callable[[_Machine, bytes, int], None], *, signed: bool = False) -> Callable[[_Machine], None]:
+    def push(m: _Machine) -> None:
+        data = m.sized(width, signed=signed)
+        keep(m, data, m.position - m.at - 1 - width)
+
+    return push
 
 
 def _string_line(m: _Machine) -> None:
     text = m.line().strip()
     if len(text) < 2 or text[:1] not in (b'"', b"'") or text[-1:] != text[:1]:
-        raise PickleProblem(f"opcode at byte {m.at + m.base:,}: STRING without quotes")
-    _old_text(m, codecs.escape_decode(text[1:-1])[0])
+        raise PickleProblem(f"opcode at byte {m.at:,}: STRING without quotes")
+    plain = codecs.escape_decode(text[1:-1])[0]
+    _old_text(m, plain, len(plain))
 
 
 def _unicode_line(m: _Machine) -> None:
-    m.push(m.line().decode("raw_unicode_escape"))
+    text = m.line()
+    if not m.long(len(text), "a long text"):
+        m.made(text.decode("raw_unicode_escape"))
 
 
 def _float_line(m: _Machine) -> None:
-    m.push(float(m.line()))
+    text = m.line()
+    m.push(float(text) if len(text) <= 1000 else Opaque("a long number"))
 
 
 def _mark(m: _Machine) -> None:
@@ -427,8 +541,10 @@ def _frozenset(m: _Machine) -> None:
 
 
 def _put_items(m: _Machine, holder: Any, items: list[Any], *, keyed: bool) -> None:
+    if not items:
+        return  # whatever the holder is: so does C's unpickler
     if keyed and len(items) % 2:
-        raise PickleProblem(f"opcode at byte {m.at + m.base:,}: a key without its value")
+        raise PickleProblem(f"opcode at byte {m.at:,}: a key without its value")
     if isinstance(holder, Dict) if keyed else type(holder) in (list, Set):
         holder.extend(items)
     elif isinstance(holder, Call):
@@ -438,8 +554,8 @@ def _put_items(m: _Machine, holder: Any, items: list[Any], *, keyed: bool) -> No
         holder.items.extend(items if keyed else [part for item in items for part in (None, item)])
     elif isinstance(holder, Global):
         _changed(m, holder, items)
-    else:
-        raise PickleProblem(f"opcode at byte {m.at + m.base:,} puts items into {brief(holder)}")
+    elif not isinstance(holder, (list, bytes, Opaque, Persistent)):  # a list by its index, a bytearray, a storage: nothing to keep
+        raise PickleProblem(f"opcode at byte {m.at:,} puts items into {brief(holder)}")
 
 
 def _changed(m: _Machine, holder: Global, state: Any) -> None:
@@ -470,7 +586,7 @@ def _setitems(m: _Machine) -> None:
 
 def _remember(m: _Machine, index: int) -> None:
     if index < 0:
-        raise PickleProblem(f"opcode at byte {m.at + m.base:,} has a negative memo index")
+        raise PickleProblem(f"opcode at byte {m.at:,} has a negative memo index")
     value = m.top()
     if index not in m.memo:
         m.objects += 1
@@ -479,14 +595,14 @@ def _remember(m: _Machine, index: int) -> None:
 
 def _recall(m: _Machine, index: int) -> None:
     if index not in m.memo:
-        raise PickleProblem(f"opcode at byte {m.at + m.base:,} asks for memo entry {index}, which was never put")
+        raise PickleProblem(f"opcode at byte {m.at:,} asks for memo entry {index}, which was never put")
     m.push(m.memo[index])
 
 
 def _index_line(m: _Machine) -> int:
     text = m.line().strip()
     if len(text) > 20:
-        raise PickleProblem(f"opcode at byte {m.at + m.base:,} has a memo index of {len(text):,} digits")
+        raise PickleProblem(f"opcode at byte {m.at:,} has a memo index of {len(text):,} digits")
     return int(text)
 
 
@@ -511,6 +627,8 @@ def _stack_global(m: _Machine) -> None:
     name, module = m.pop(), m.pop()
     if isinstance(name, str) and isinstance(module, str):
         m.push(m.named(module, name))
+    elif m.work.text < KEPT_TEXT and (isinstance(name, Opaque) or isinstance(module, Opaque)):
+        raise m.limit("texts")
     else:
         m.push(m.computed(f"a computed name ({brief(module, 24)}, {brief(name, 24)})"))
 
@@ -551,7 +669,10 @@ def _build(m: _Machine) -> None:
     state = m.pop()
     holder = m.top()
     if isinstance(holder, Call):
-        if holder.state is not None and isinstance(holder.state, Dict) and isinstance(state, Dict):
+        if isinstance(holder.function, Global) and holder.function.use.name == "functools.partial":
+            m.wraps(state)
+        if isinstance(holder.state, Dict) and isinstance(state, Dict):
+            m.objects += len(state)
             holder.state.extend(state)
         else:
             holder.state = state
@@ -560,23 +681,28 @@ def _build(m: _Machine) -> None:
 
 
 def _persid(m: _Machine) -> None:
-    m.made(Persistent(m.line().decode("utf-8", "backslashreplace")))
+    _named(m, m.line().decode("utf-8", "backslashreplace"))
 
 
 def _binpersid(m: _Machine) -> None:
-    m.made(Persistent(m.pop()))
+    _named(m, m.pop())
+
+
+def _named(m: _Machine, name: Any) -> None:
+    m.reading.persistent.append(name)
+    m.made(Persistent(name))
 
 
 def _proto(m: _Machine) -> None:
     version = m.take(1)[0]
     if version > 5:
-        raise PickleProblem(f"byte {m.at + m.base:,}: pickle protocol {version} does not exist")
+        raise PickleProblem(f"byte {m.at:,}: pickle protocol {version} does not exist")
 
 
 def _frame(m: _Machine) -> None:
     size = int.from_bytes(m.take(8), "little")
     if size > len(m.data) - m.position:
-        raise PickleProblem(f"the frame at byte {m.at + m.base:,} is longer than what is left", truncated=True)
+        raise PickleProblem(f"the frame at byte {m.at:,} is longer than what is left", truncated=True)
 
 
 def _readonly(m: _Machine) -> None:

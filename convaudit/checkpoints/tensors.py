@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from convaudit.checkpoints.pickle_reader import Call, Dict, Global, Persistent
+from convaudit.checkpoints.pickle_reader import Call, Dict, Global, Persistent, Work
 from convaudit.result import TensorRow
 
 Role = Literal["parameter", "buffer", "optimizer", "ema", "other"]
 UNKNOWN = "unknown"
-MAX_TENSORS = 1_000_000
+MAX_DEPTH = 1000
+"""Containers in containers that are looked through for tensors; a network's modules are a dozen deep."""
+MAX_NAMES = 32_000_000
+"""Characters of all names together."""
 
 BITS = {
     "float64": 64, "float32": 32, "float16": 16, "bfloat16": 16, "int64": 64, "int32": 32, "int16": 16, "int8": 8,
@@ -29,6 +33,7 @@ STORAGES = {
 """Element type by the first part of a storage class's name (``torch.storage._dtype_to_storage_type_map``)."""
 
 _MODELS = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights", "params", "model_state")
+_HOLDERS = (list, tuple, Call, Persistent)
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 _INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "bool")
 
@@ -73,6 +78,8 @@ class Table:
     storages: dict[str, Storage] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
+    wrappers: list[str] = field(default_factory=list)
+    """Keys at the top that hold a state_dict; names begin with them where there is more than one."""
 
 
 def size_of(elements: int | None, dtype: str) -> int | None:
@@ -91,9 +98,11 @@ def storage_of(value: Any) -> Storage | None:
     return Storage(str(key), STORAGES.get(name.removesuffix("Storage"), UNKNOWN), elements)
 
 
-def tensor_of(value: Any) -> Tensor | None:
-    """The tensor that a call rebuilds; None where it is no tensor."""
+def tensor_of(value: Any, depth: int = 0) -> Tensor | None:
+    """The tensor that a call rebuilds; None where it is no tensor, or one in one in one."""
     parameter = False
+    if depth > 2:
+        return None
     for _ in range(8):  # a Parameter of a subclass of a tensor …
         if not isinstance(value, Call) or not isinstance(value.function, Global):
             return None
@@ -108,13 +117,13 @@ def tensor_of(value: Any) -> Tensor | None:
             break
     else:
         return None
-    made = _rebuilt(module, name, args, value.state)
+    made = _rebuilt(module, name, args, value.state, depth)
     if made is not None:
         made.parameter = parameter
     return made
 
 
-def _rebuilt(module: str, name: str, args: tuple[Any, ...], state: Any) -> Tensor | None:
+def _rebuilt(module: str, name: str, args: tuple[Any, ...], state: Any, depth: int) -> Tensor | None:
     if module in ("torch", "torch.cuda") and name.endswith("Tensor"):  # tensors of torch 0.1: BUILD with set_()'s arguments
         if not isinstance(state, tuple) or len(state) < 4:
             return None
@@ -122,7 +131,10 @@ def _rebuilt(module: str, name: str, args: tuple[Any, ...], state: Any) -> Tenso
     if module != "torch._utils":
         return None
     if name in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_qtensor") and len(args) >= 4:
-        return _strided(args, None)
+        made = _strided(args, None)
+        if name == "_rebuild_tensor_v2" and len(args) > 6 and args[6]:
+            made.stride = None  # conjugated or negated: its elements are not as they lie there
+        return made
     if name == "_rebuild_tensor_v3" and len(args) >= 7:
         return _strided(args, _dtype(args[6]))
     if name == "_rebuild_meta_tensor_no_storage" and len(args) >= 3:
@@ -130,15 +142,15 @@ def _rebuilt(module: str, name: str, args: tuple[Any, ...], state: Any) -> Tenso
     if name == "_rebuild_wrapper_subclass" and len(args) >= 3:
         return Tensor(_ints(args[2]), _dtype(args[1]))
     if name == "_rebuild_sparse_tensor" and len(args) == 2 and isinstance(args[1], tuple):
-        parts = [tensor_of(part) for part in args[1] if not isinstance(part, tuple)]
-        shape = next((found for part in args[1] if tensor_of(part) is None and (found := _ints(part)) is not None), None)
-        held = [part for part in parts if part is not None]
+        parts = [(part, tensor_of(part, depth + 1)) for part in args[1][:8]]
+        shape = next((found for part, inner in parts if inner is None and (found := _ints(part)) is not None), None)
+        held = [inner for _, inner in parts if inner is not None]
         values = held[-1] if held else None
         sizes = [size_of(part.elements(), part.dtype) for part in held]
         known = None if not sizes or None in sizes else sum(size or 0 for size in sizes)
         return Tensor(shape, values.dtype if values else UNKNOWN, values.storage if values else None, bytes=known)
     if name == "_rebuild_device_tensor_from_cpu_tensor" and args:
-        return tensor_of(args[0])
+        return tensor_of(args[0], depth + 1)
     if name in ("_rebuild_nested_tensor", "_rebuild_device_tensor_from_numpy"):
         return Tensor(None, _dtype(args[1]) if name.endswith("numpy") and len(args) > 1 else UNKNOWN)
     return None
@@ -165,23 +177,45 @@ def _ints(value: Any) -> tuple[int, ...] | None:
     return None
 
 
-def table_of(root: Any, where: str) -> Table:
-    """Every tensor reachable from a pickle's value; ``where`` is put before storage names (``data/``).
+class _Path(NamedTuple):
+    """A name's last part and what it is a part of: joined only where a tensor is."""
+
+    above: _Path | None
+    part: str
+
+    def __str__(self) -> str:
+        parts, at = [], self
+        while at.above is not None:
+            parts.append(at.part)
+            at = at.above
+        return ".".join(reversed(parts))
+
+
+def table_of(root: Any, where: str, work: Work) -> Table:
+    """Every tensor reachable from a pickle's value, as many as ``work`` allows; ``where`` is put before storage names.
 
     Names are the keys of the file joined by dots, without those of the wrapper that holds a state_dict.
     """
-    table = Table()
+    table = Table(wrappers=_wrappers(root))
     seen: set[int] = set()
-    waiting: list[tuple[Any, str, Role | None]] = [(root, "", None)]
+    letters = MAX_NAMES
+    top = _Path(None, "")
+    waiting: list[Iterator[_Child]] = [iter([(root, top, None)])]
     while waiting:
-        value, name, role = waiting.pop()
+        value, path, role = next(waiting[-1], _NONE)
+        if path is None:
+            waiting.pop()
+            continue
         if isinstance(value, Call):
             tensor = tensor_of(value)
             if tensor is not None:
-                _add(table, tensor, name, role, where)
-                if len(table.rows) >= MAX_TENSORS:
-                    table.problems.append(f"more than {MAX_TENSORS:,} tensors; the rest is not listed")
+                name = str(path)
+                letters -= len(name)
+                work.tensors -= 1
+                if work.tensors < 0 or letters < 0:
+                    table.problems.append("it has more tensors, or longer names, than are read (--max-pickle); the rest is not listed")
                     break
+                _add(table, tensor, name, role, where)
                 continue
         elif isinstance(value, Persistent):
             storage = storage_of(value)
@@ -193,52 +227,76 @@ def table_of(root: Any, where: str) -> Table:
         if id(value) in seen:
             continue
         seen.add(id(value))
-        waiting += reversed(_children(value, name, role, value is root))
+        if len(waiting) > MAX_DEPTH:
+            table.problems.append(f"it is nested more than {MAX_DEPTH:,} deep; what lies below is not listed")
+            break
+        waiting.append(_children(value, path, role, value is root))
     return table
 
 
-def _children(value: Any, name: str, role: Role | None, is_root: bool) -> list[tuple[Any, str, Role | None]]:
+_Child = tuple[Any, _Path | None, Role | None]
+_NONE: _Child = (None, None, None)
+
+
+def _children(value: Any, path: _Path, role: Role | None, is_root: bool) -> Iterator[_Child]:
     if isinstance(value, Dict):
-        return _entries(value, name, role, is_root)
+        yield from _entries(value, path, role, is_root)
+        return
     if isinstance(value, (tuple, list)):
         kept: Role | None = role or (None if is_root else "other")
-        return [(item, f"{name}.{i}".lstrip("."), kept) for i, item in enumerate(value) if isinstance(item, (list, tuple, Call, Persistent))]
-    found: list[tuple[Any, str, Role | None]] = []
+        for i, item in enumerate(value):
+            if isinstance(item, _HOLDERS):
+                yield item, _Path(path, str(i)), kept
+        return
     if value.items is not None:
-        found += _entries(value.items, name, role, is_root)
+        yield from _entries(value.items, path, role, is_root)
     state = value.state[0] if isinstance(value.state, tuple) and len(value.state) == 2 else value.state
     keys = state[::2] if isinstance(state, Dict) else []
     if "_parameters" in keys and "_modules" in keys:  # an nn.Module, pickled whole
         for key, item in state.pairs():
             part: Role | None = {"_parameters": "parameter", "_buffers": "buffer", "_modules": role}.get(str(key), "other")
-            inner = name if key in ("_parameters", "_buffers", "_modules") else f"{name}.{_key(key)}".lstrip(".")
-            found.append((item, inner, part))
+            yield item, path if key in ("_parameters", "_buffers", "_modules") else _Path(path, _key(key)), part
     elif value.items is None or not is_root:
-        found.append((state, name, role))
+        yield state, path, role
     if isinstance(value.args, tuple):
-        found += [(item, name, role or "other") for item in value.args if isinstance(item, (list, tuple, Call, Persistent))]
-    return found
+        for item in value.args:
+            if isinstance(item, _HOLDERS):
+                yield item, path, role or "other"
 
 
-def _entries(entries: Dict, name: str, role: Role | None, is_root: bool) -> list[tuple[Any, str, Role | None]]:
-    found: list[tuple[Any, str, Role | None]] = []
+def _wrappers(root: Any) -> list[str]:
+    entries = root.items if isinstance(root, Call) else root
+    if not isinstance(entries, Dict) or any(tensor_of(item) is not None for item in entries[1::2]):
+        return []
+    return [_key(key) for key, item in entries.pairs() if _key(key) in _MODELS and _holds_tensors(item)]
+
+
+def _holds_tensors(item: Any) -> bool:
+    """Whether a value is a state_dict, or something that is built with one."""
+    entries = item.items if isinstance(item, Call) and item.items is not None else item
+    if isinstance(entries, Dict):
+        return any(tensor_of(value) is not None for value in entries[1::2])
+    return isinstance(item, Call) and isinstance(item.state, Dict) and "_modules" in item.state[::2]
+
+
+def _entries(entries: Dict, path: _Path, role: Role | None, is_root: bool) -> Iterator[_Child]:
     bare = is_root and any(tensor_of(item) is not None for item in entries[1::2])
+    one = is_root and len(_wrappers(entries)) < 2
     for key, item in entries.pairs():
-        if not isinstance(item, (list, tuple, Call, Persistent)):
+        if not isinstance(item, _HOLDERS):
             continue
         word, inner = _key(key), role
-        path = f"{name}.{word}" if name else word
         if is_root and not bare and role is None:
             if word in _MODELS:
-                path, inner = "", None
-            elif "ema" in word.lower().split("_"):
+                yield item, path if one else _Path(path, word), None
+                continue
+            if "ema" in word.lower().split("_"):
                 inner = "ema"
             elif word.startswith("optim") or "optimizer" in word:
                 inner = "optimizer"
             else:
                 inner = "other"
-        found.append((item, path, inner))
-    return found
+        yield item, _Path(path, word), inner
 
 
 def _key(key: Any) -> str:

@@ -87,14 +87,18 @@ PLAIN: frozenset[tuple[str, str]] = frozenset(
 )
 """Data that weights_only refuses by default. ``copyreg._reconstructor`` calls only what is listed beside it."""
 
-_CLASS_MODULES = ("torch.nn.modules.", "torch.optim.")
+_CLASS_MODULES = (
+    "torch.nn.modules.", "torch.nn.parallel.", "torch.nn.utils.", "torch.nn.quantized.", "torch.nn.intrinsic.", "torch.optim.",
+    "torch.ao.nn.", *(f"torch.{where}quantization.{part}" for where in ("", "ao.") for part in ("stubs", "observer", "fake_quantize")),
+)  # fmt: skip
+"""Modules of torch whose classes whole networks are made of; torch.fx's, whose source code is in the pickle, are not."""
 _ACTIVATIONS = frozenset("relu relu6 gelu silu mish elu selu celu leaky_relu softplus hardswish hardtanh tanh sigmoid".split())
 """Functions of ``torch.nn.functional`` that whole modules keep as attributes."""
 
 GADGETS: frozenset[str] = frozenset(
     "pip setuptools pkg_resources joblib cloudpickle dill _pytest pytest py nose IPython ipykernel jsonpickle fickling numba "
     "cffi pexpect ptyprocess plumbum sh invoke fabric paramiko asyncssh psutil sympy numexpr pydoc2 ansible _distutils_hack "
-    "distutils wheel ray dask fsspec".split()
+    "distutils wheel ray dask fsspec requests aiohttp httpx urllib3".split()
 )
 """Top-level third-party packages that run what they are given."""
 _GADGET_NAMES = frozenset(
@@ -107,10 +111,13 @@ _GADGET_NAMES = frozenset(
         ("omegaconf._utils", "_get_class"), ("lightning_utilities.core.imports", "module_available"),
     ]
 )  # fmt: skip
+_RUNNERS = frozenset("system popen Popen eval exec execfile check_output check_call getoutput import_module spawn execve".split())
 _STANDARD: frozenset[str] = frozenset(sys.stdlib_module_names) | frozenset(
     "__builtin__ commands popen2 cPickle copy_reg urllib2 urlparse imp distutils asyncore asynchat smtpd cgi cgitb pipes "
     "crypt nis spwd telnetlib uu xdrlib aifc audioop chunk imghdr msilib nntplib ossaudiodev sndhdr sunau mailcap lib2to3 "
-    "test nt posix os2 mac riscos _winapi execfile _testcapi _testinternalcapi".split()
+    "test nt posix os2 mac riscos _winapi execfile _testcapi _testinternalcapi __builtins__ _pyrepl _interpreters "
+    "_interpchannels _interpqueues _remote_debugging annotationlib compression _android_support _apple_support "
+    "_ios_support _sysconfig _opcode_metadata _colorize pathlib".split()
 )
 
 
@@ -143,6 +150,6 @@ def _tier(module: str, name: str) -> Tier:
         return "classes"
     if top in _STANDARD or top in ("torch", "numpy") or top in GADGETS or (module, name) in _GADGET_NAMES:
         return "code"
-    if name.startswith("__"):
-        return "code"  # __import__, __builtins__ and the like, reached through a module of any name
+    if name.startswith("__") or name in _RUNNERS:
+        return "code"  # __import__, Popen and the like, reached through a module of any name
     return "classes"

@@ -92,7 +92,8 @@ class ChannelsShrinkWithResolution(Rule):
     def _feeds_grouped(self, node: Node) -> bool:
         """Whether the value is the wide middle of an inverted bottleneck.
 
-        A depthwise or grouped convolution reads it, or an average pool with a 1×1 convolution behind that narrows it.
+        A depthwise or grouped convolution reads it, or a 1×1 convolution that narrows it with a stride or behind an
+        average pool.
         """
         at: Node | None = node
         pooled = False
@@ -103,7 +104,7 @@ class ChannelsShrinkWithResolution(Rule):
                 return False
             if call.conv is not None:
                 squeezes = set(call.conv.kernel) == {1} and call.conv.out_channels < call.conv.in_channels
-                return call.conv.groups > 1 or (pooled and squeezes)
+                return call.conv.groups > 1 or (squeezes and (pooled or max(call.conv.stride) > 1))
             pooled = pooled or call.op.startswith("avg_pool")
             if call.kind not in (*TRANSPARENT, "reshape") and call.op != "pad" and not call.op.startswith("avg_pool"):
                 return False
@@ -204,6 +205,12 @@ class ChannelsShrinkWithResolution(Rule):
                 nn.Conv2d(3, 16, 3), *wide, nn.Conv2d(24, 24, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()
             )
 
+        def strided() -> nn.Module:
+            wide = [nn.Conv2d(16, 96, 3, padding=1), nn.ReLU(), nn.Conv2d(96, 24, 1, 2)]
+            return nn.Sequential(
+                nn.Conv2d(3, 16, 3), *wide, nn.Conv2d(24, 24, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+            )
+
         class ChannelsLast(nn.LayerNorm):
             def forward(self, x: torch.Tensor) -> torch.Tensor:
                 return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
@@ -223,6 +230,7 @@ class ChannelsShrinkWithResolution(Rule):
         return [
             Example(inverted, image, "the wide middle of an inverted bottleneck"),
             Example(pooled, image, "such a middle pooled in place of a depthwise stride"),
+            Example(strided, image, "such a middle narrowed by a 1×1 with the stride"),
             Example(normed, image, "such a middle with a channels-last norm"),
             Example(wide_first, image, "a stage that ends narrow and was wide enough"),
             Example(lambda: _net(32, 64, 64, 128), image, "never narrower"),

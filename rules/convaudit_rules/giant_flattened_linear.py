@@ -12,6 +12,7 @@ from convaudit.rule import Example, Options, Rule
 if TYPE_CHECKING:
     from torch.fx import Node
 
+    from convaudit.checkpoints.audit import CheckpointContext
     from convaudit.context import Context
     from convaudit.fc_layers import FCLayer
     from convaudit.result import Finding
@@ -32,7 +33,8 @@ class GiantFlattenedLinear(Rule):
     ## What it does
     Finds a fully connected layer that reads a flattened C×H×W feature map (H·W > 1) with at least `min-params`
     weights and `min-share` of the model's parameters. The saving is measured: global average pooling and a
-    Linear(C, out) in its place, retraced.
+    Linear(C, out) in its place, retraced. Of a state_dict alone: where the first Linear reads k·k positions of each channel
+    of the last convolution.
 
     ## Why it matters
     Each position of each channel gets weights of its own. They grow with the map's area, tie the model to one
@@ -70,6 +72,24 @@ class GiantFlattenedLinear(Rule):
         for layers in readers.values():
             yield self._finding(context, layers, sum(layer.weights for layer in layers) / totals.parameters)
 
+    def check_checkpoint(self, context: CheckpointContext) -> Iterator[Finding]:
+        """The first layer of a head that reads k×k positions of each channel of the last convolution."""
+        head, options = context.architecture.head, context.options
+        assert isinstance(options, GiantFlattenedLinearOptions)
+        if head is None or head.side == 1:
+            return
+        layer, total = head.layers[0], context.architecture.parameters
+        if layer.weights < max(options.min_params, options.min_share * total):
+            return
+        read = [head.channels, head.side, head.side]
+        yield context.from_shapes(
+            _message(f"{layer.op} reads", read, layer.weights, layer.weights / total),
+            [layer.name],
+            severity=self.severity,
+            evidence={"weights": layer.weights, "share": layer.weights / total, "map": read},
+            suggestion=_SUGGESTION,
+        )
+
     def _finding(self, context: Context, layers: list[FCLayer], share: float) -> Finding:
         layer, names = layers[0], [layer.call.layer for layer in layers]
 
@@ -84,19 +104,19 @@ class GiantFlattenedLinear(Rule):
 
         best, other = pooled(1), pooled(2)
         saves = best.saving is not None and best.saving.parameters[1] < best.saving.parameters[0]
-        size = "×".join(map(str, (layer.channels, *layer.spatial)))
         weights = sum(layer.weights for layer in layers)
         widths = " and ".join(f"{layer.in_features:,}→{layer.out_features:,}" for layer in layers[:3])
         widths += f" and {len(layers) - 3} more" if len(layers) > 3 else ""
         return context.finding(
-            f"{layer.call.label} {widths} read{'s' * (len(layers) == 1)} a flattened {size} map: "
-            f"{weights:,} weights, {share:.0%} of the model",
+            _message(
+                f"{layer.call.label} {widths} read{'s' * (len(layers) == 1)}", [layer.channels, *layer.spatial], weights, share
+            ),
             names,
             severity=None if saves else "info",
             saving=best.saving if saves else None,
             alternatives=[other] if other.saving and min(layer.spatial) > 2 else [],
             evidence={"weights": weights, "share": share, "map": [layer.channels, *layer.spatial]},
-            suggestion="pool the map globally before the Linear"
+            suggestion=_SUGGESTION
             + "; an embedding may keep position with a depthwise global conv" * (layer.is_head and layer.out_features >= 128),
         )
 
@@ -173,3 +193,10 @@ class GiantFlattenedLinear(Rule):
             Example(lambda: nn.Sequential(*generator), ((1, 100),), "a generator's projection"),
             Example(Gated, image, "a gate"),
         ]
+
+
+_SUGGESTION = "pool the map globally before the Linear"
+
+
+def _message(reads: str, read: list[int], weights: int, share: float) -> str:
+    return f"{reads} a flattened {'×'.join(map(str, read))} map: {weights:,} weights, {share:.0%} of the model"

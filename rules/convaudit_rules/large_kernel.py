@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.fx import Node
 
+    from convaudit.checkpoints.architecture import Architecture, Layer
+    from convaudit.checkpoints.audit import CheckpointContext
     from convaudit.context import Context
     from convaudit.graph import Call, ConvConfig
     from convaudit.result import Finding
@@ -24,6 +26,7 @@ class LargeKernel(Rule):
     Finds a dense convolution with a square odd kernel of 5 to 11 (dilation 1, 16 or more channels on both sides)
     that a row of (k-1)/2 3×3 convolutions replaces with the same receptive field, stride and output shape. It
     speaks only where that saves 10% of the layer's parameters and of its MACs; both are measured on the rewritten graph.
+    Info where only a state_dict is known: it tells no MACs.
 
     ## Why it matters
     Two 3×3 layers see 5×5 with 18 weights a channel pair in place of 25, and add a nonlinearity.
@@ -76,25 +79,52 @@ class LargeKernel(Rule):
 
         saving = context.prove("stack3x3:" + ",".join(replaced), rewrite)
         saves = saving is not None and saving.parameters[1] < saving.parameters[0]
-        _, call, conv = found[0]
-        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-        count = (conv.kernel[0] - 1) // 2
+        conv = found[0][2]
         yield context.finding(
-            f"{'×'.join(map(str, conv.kernel))} convolution {conv.in_channels}→{conv.out_channels}{more}: {count} stacked "
-            f"{'×'.join('3' * len(conv.kernel))} see as much for less",
+            _message(conv.kernel, conv.in_channels, conv.out_channels, len(found) - 1),
             [c.layer for _, c, _ in found],
             severity=None if saves else "info",
             saving=saving if saves else None,
             evidence={"layers": {c.layer: [k.in_channels, k.out_channels, *k.kernel] for _, c, k in found}},
-            suggestion=f"{count} 3-wide convolutions in a row, {min(conv.in_channels, conv.out_channels)} channels between",
+            suggestion=_suggestion(conv.kernel, conv.in_channels, conv.out_channels),
         )
+
+    def check_checkpoint(self, context: CheckpointContext) -> Iterator[Finding]:
+        """One finding for the file; strides and dilations are not known, so that only parameters are compared."""
+        architecture = context.architecture
+        last = max((i for i, conv in enumerate(architecture.convs) if set(conv.kernel) != {1}), default=-1)
+        disguised = last + 1 < len(architecture.convs)  # what only 1×1 follow may be an FC layer written as a convolution
+        turned = any(conv.transposed for conv in architecture.convs)
+        found = [
+            layer for i, layer in enumerate(architecture.convs)
+            if self._large(architecture, layer, turned=turned) and not (i == last and disguised)
+        ]  # fmt: skip
+        if not found:
+            return
+        inward, outward = found[0].inward or 0, found[0].outward or 0
+        yield context.from_shapes(
+            _message(found[0].kernel, inward, outward, len(found) - 1),
+            [layer.name for layer in found],
+            evidence={"layers": {layer.name: [layer.inward, layer.outward, *layer.kernel] for layer in found}},
+            suggestion=_suggestion(found[0].kernel, inward, outward),
+        )
+
+    def _large(self, architecture: Architecture, layer: Layer, *, turned: bool) -> bool:
+        """Whether a convolution that is certainly dense, and no output, fits; ``turned``: there are transposed ones."""
+        inward, outward = layer.inward or 0, layer.outward or 0
+        if not _fitting(layer.kernel, inward, outward) or layer.grouped:
+            return False
+        told = layer.transposed is False or (layer.transposed is None and inward == outward and not turned)
+        inner, count = min(inward, outward), (layer.kernel[0] - 1) // 2
+        stack = (inward * inner + (count - 2) * inner * inner + inner * outward) * 3 ** len(layer.kernel)
+        return told and stack <= 0.9 * layer.weights and architecture.made(inward, but=layer) and architecture.read(outward, but=layer)
 
     def _fits(self, context: Context, node: Node, call: Call, conv: ConvConfig) -> bool:
         kernel = conv.kernel
         axes = len(kernel)
-        if axes < 2 or conv.transposed or conv.groups != 1 or len(set(kernel)) != 1 or kernel[0] % 2 == 0:
+        if conv.transposed or conv.groups != 1 or set(conv.dilation) != {1}:
             return False
-        if not 5 <= kernel[0] <= 11 or set(conv.dilation) != {1} or min(conv.in_channels, conv.out_channels) < 16:
+        if not _fitting(kernel, conv.in_channels, conv.out_channels):
             return False
         output = call.outputs[0][2:]
         if conv.patchify or all(n == 1 for n in output) or node in context.outputs:
@@ -160,6 +190,22 @@ class LargeKernel(Rule):
             Example(lambda: between(nn.Conv2d(64, 64, 5)), ((1, 64, 5, 5),), "output 1×1"),
             Example(lambda: between(nn.Conv2d(24, 36, 5, 2), 36), ((1, 24, 31, 98),), "strided: MACs would rise"),
         ]
+
+
+def _fitting(kernel: tuple[int, ...], inward: int, outward: int) -> bool:
+    """Whether a kernel is square, odd and of 5 to 11, between enough channels."""
+    odd = len(kernel) > 1 and len(set(kernel)) == 1 and kernel[0] % 2 == 1
+    return odd and 5 <= kernel[0] <= 11 and min(inward, outward) >= 16
+
+
+def _message(kernel: tuple[int, ...], inward: int, outward: int, others: int) -> str:
+    more = f" and {others} more" if others else ""
+    size, small = "×".join(map(str, kernel)), "×".join("3" * len(kernel))
+    return f"{size} convolution {inward}→{outward}{more}: {(kernel[0] - 1) // 2} stacked {small} see as much for less"
+
+
+def _suggestion(kernel: tuple[int, ...], inward: int, outward: int) -> str:
+    return f"{(kernel[0] - 1) // 2} 3-wide convolutions in a row, {min(inward, outward)} channels between"
 
 
 def _area(size: tuple[int, ...]) -> int:

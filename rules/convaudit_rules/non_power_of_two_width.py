@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from convaudit.graph import CALL
 from convaudit.rule import Example, Options, Rule
@@ -12,6 +12,7 @@ from convaudit.rule import Example, Options, Rule
 if TYPE_CHECKING:
     from torch.fx import Node
 
+    from convaudit.checkpoints.audit import CheckpointContext
     from convaudit.context import Context
     from convaudit.graph import Call
     from convaudit.result import Finding
@@ -29,7 +30,7 @@ class NonPowerOfTwoWidth(Rule):
 
     ## What it does
     Lists hidden convolution and FC widths that are not powers of two (or not multiples of `width-multiple`), with the
-    nearest widths. One finding a model.
+    nearest widths. One finding a model. Of a state_dict alone: those that another convolution reads as a whole.
 
     ## Why it matters
     Matrix units work in tiles: a width just above a multiple pays for a whole tile more.
@@ -71,8 +72,7 @@ class NonPowerOfTwoWidth(Rule):
                 width, skip = fc[node].out_features, False
             else:
                 continue
-            fine = width % multiple == 0 if multiple else width & (width - 1) == 0
-            if skip or fine or width < 8 or node in context.outputs or self._scores(node):
+            if skip or _fine(width, multiple) or node in context.outputs or self._scores(node):
                 continue
             if any(p in parameters and not parameters[p].requires_grad for p in call.parameters) or self._cut(node):
                 continue
@@ -80,23 +80,26 @@ class NonPowerOfTwoWidth(Rule):
             if small_map and call.conv is not None and width < 32:
                 continue  # a gate's squeeze
             odd.setdefault(call.layer, width)
-        if not odd:
-            return
-        widths = sorted(set(odd.values()))
-        policy = f"multiples of {multiple}" if multiple else "powers of two"
-        near = {
-            w: [w // multiple * multiple, -(-w // multiple) * multiple]
-            if multiple
-            else [1 << (w.bit_length() - 1), 1 << w.bit_length()]
-            for w in widths
-        }
-        yield context.finding(
-            f"{len(odd)} layer{'s' * (len(odd) > 1)} with widths that are not {policy}: {', '.join(map(str, widths[:8]))}{', …' * (len(widths) > 8)}",
-            list(odd),
-            severity="warning" if multiple else None,
-            evidence={"widths": odd, "nearest": {str(w): n for w, n in near.items()}},
-            suggestion="; ".join(f"{w}: {low} or {high}" for w, (low, high) in list(near.items())[:4]),
-        )
+        if odd:
+            message, evidence, suggestion = _said(odd, multiple)
+            yield context.finding(
+                message, list(odd), severity="warning" if multiple else None, evidence=evidence, suggestion=suggestion
+            )
+
+    def check_checkpoint(self, context: CheckpointContext) -> Iterator[Finding]:
+        """At most one finding: widths that another convolution, or the head, reads as a whole."""
+        options, architecture = context.options, context.architecture
+        assert isinstance(options, NonPowerOfTwoWidthOptions)
+        hidden = [*architecture.convs, *(architecture.head.layers[:-1] if architecture.head else ())]
+        odd: dict[str, int] = {}
+        for layer in hidden if len(architecture.convs) > 1 else ():
+            width = layer.outward or 0
+            squeeze = width < 32 and set(layer.kernel) == {1}
+            if not layer.grouped and not squeeze and not _fine(width, options.width_multiple) and architecture.read(width, but=layer):
+                odd[layer.name] = width
+        if odd:
+            message, evidence, suggestion = _said(odd, options.width_multiple)
+            yield context.from_shapes(message, list(odd), evidence=evidence, suggestion=suggestion)
 
     def _scores(self, node: Node) -> bool:
         """Whether no weighted layer reads the value: it leaves the model, averaged or pooled perhaps."""
@@ -225,6 +228,28 @@ class NonPowerOfTwoWidth(Rule):
             ),
             Example(lambda: nn.Sequential(nn.Conv2d(3, 96, 3), nn.Conv2d(96, 10, 1)), image, "a multiple of 8", eights),
         ]  # fmt: skip
+
+
+def _fine(width: int, multiple: int) -> bool:
+    """Whether a width is what the policy wants, or too small to matter."""
+    return width < 8 or (width % multiple == 0 if multiple else width & (width - 1) == 0)
+
+
+def _said(odd: dict[str, int], multiple: int) -> tuple[str, dict[str, Any], str]:
+    """Message, evidence and suggestion for layers of odd widths."""
+    widths = sorted(set(odd.values()))
+    policy = f"multiples of {multiple}" if multiple else "powers of two"
+    near = {
+        w: [w // multiple * multiple, -(-w // multiple) * multiple]
+        if multiple
+        else [1 << (w.bit_length() - 1), 1 << w.bit_length()]
+        for w in widths
+    }
+    return (
+        f"{len(odd)} layer{'s' * (len(odd) > 1)} with widths that are not {policy}: {', '.join(map(str, widths[:8]))}{', …' * (len(widths) > 8)}",
+        {"widths": odd, "nearest": {str(w): n for w, n in near.items()}},
+        "; ".join(f"{w}: {low} or {high}" for w, (low, high) in list(near.items())[:4]),
+    )
 
 
 _CUTTING = ("cat", "stack", "chunk", "split", "getitem", "pixel_shuffle", "narrow", "unbind", "tensor_split")

@@ -17,7 +17,9 @@ class UnsafePickle(Rule):
 
     ## What it does
     Reads every pickle of the file by an inert parser and names each global of the *code* tier: its member, its byte
-    offset, whether it would be called and with what. Native libraries and Python files inside an archive are named too.
+    offset, whether it would be called and with what. Archives in archives are read as far as four deep, their members
+    written as `outer!inner`; arrays of objects (`.npy`) hold pickles too. Native libraries and Python files inside an
+    archive are named.
 
     ## Why it matters
     `pickle.load`, and `torch.load(weights_only=False)`, import and call what a pickle names, before anything can be
@@ -32,6 +34,9 @@ class UnsafePickle(Rule):
     ## Exceptions
     What torch's weights_only loader allows is no finding; plain data is CNV611's, classes are CNV610's. `allow-globals`
     does not lower this rule. That nothing is found means that nothing outside tensors would be imported, no more.
+    `functools.partial` of a name that is itself no code (`partial(nn.LayerNorm, eps=1e-6)` in a transformer pickled whole)
+    counts as CNV610: making it calls nothing, and calling it does what calling the name does. A pickle that is held as
+    bytes is not read by loading the file around it: what code it names is a note; a call that would read it is a finding.
 
     ## References
     Python documentation, `pickle`: "Warning: The pickle module is not secure".

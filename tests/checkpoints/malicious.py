@@ -1,11 +1,16 @@
-"""Hostile checkpoints as bytes: (name, file name, bytes, code that must be said)."""
+"""Hostile checkpoints as bytes: (name, file name, bytes, code that must be said; ~CODE: only a note may say it)."""
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
+import lzma
 import pickle
 import struct
+import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 
 CODE = [
@@ -18,7 +23,39 @@ CODE = [
     ("numpy", "load"), ("numpy.f2py.crackfortran", "myeval"), ("numpy.testing._private.utils", "runstring"),
     ("pip._internal", "main"), ("joblib", "load"), ("cloudpickle", "loads"), ("dill", "loads"), ("bdb", "Bdb"),
 ]  # fmt: skip
+PUBLISHED = [
+    line.split()
+    for line in """
+    pip main|asyncio.unix_events _UnixSubprocessTransport._start|bdb Bdb.run|cProfile runctx|code InteractiveInterpreter.runcode
+    distutils.file_util write_file|doctest debug_script|ensurepip _run_pip|idlelib.autocomplete AutoComplete.fetch_completions
+    idlelib.calltip get_entity|idlelib.debugobj ObjectTreeItem.SetText|idlelib.pyshell ModifiedInterpreter.runcode
+    idlelib.run Executive.runcode|imaplib IMAP4_stream|lib2to3.pgen2.grammar Grammar.loads|lib2to3.pgen2.pgen ParserGenerator.make_label
+    logging FileHandler|_io FileIO|numpy.f2py.crackfortran getlincoef|numpy.f2py.diagnose run|pkgutil resolve_name|profile Profile.runctx
+    pty spawn|pydoc pipepager|pydoc locate|sys exit|test.support.script_helper assert_python_ok|timeit timeit|trace Trace.runctx
+    types CodeType|urllib.request urlopen|uuid _get_command_stdout|venv create|_osx_support _read_output|_aix_support _read_cmd_output
+    _pyrepl.pager pipe_pager|torch._dynamo.guards GuardBuilder.get|torch._inductor.codecache compile_file
+    torch.fx.experimental.symbolic_shapes ShapeEnv.evaluate_guards_expression|torch.jit.unsupported_tensor_ops execWrapper
+    torch.utils._config_module ConfigModule.load_config|torch.utils.bottleneck.__main__ run_cprofile|torch.utils.collect_env run
+    torch.utils.data.datapipes.utils.decoder basichandlers|torch.fx.graph_module reduce_graph_module|torch.package PackageImporter
+    torch.quantization.fx.graph_module GraphModule|requests.api get|aiohttp.client ClientSession|cloudpickle.cloudpickle _make_function
+    __builtin__ breakpoint|builtins delattr|inspect currentframe|gc get_objects|multiprocessing.util spawnv_passfds|sqlite3 connect
+    ssl get_server_certificate|tempfile mktemp|zipimport zipimporter|linecache getline|codeop compile_command|atexit register
+    torchvision.datasets.utils Popen|mypackage.tools exec|mypackage __import__|copyreg add_extension|_posixsubprocess fork_exec
+    """.strip().replace("\n", "|").split("|")
+]  # fmt: skip
+"""Names that published advisories on scanners of pickles are about, and relatives of theirs."""
 TOP = [("os", "system"), ("builtins", "eval"), ("torch.hub", "load"), ("joblib", "load")]
+
+
+class Sparse(bytes):
+    """Bytes with zeros behind them up to ``size``, which need not be written."""
+
+    size: int
+
+    def __new__(cls, data: bytes, size: int) -> Sparse:
+        made = super().__new__(cls, data)
+        made.size = size
+        return made
 
 
 def text(value: str) -> bytes:
@@ -43,11 +80,84 @@ def legacy(at: int) -> bytes:
     return b"".join(parts)
 
 
+def many(count: int, name: str, data: bytes) -> bytes:
+    """An archive of many small stored members."""
+    local, central = [], []
+    at = 0
+    for index in range(count):
+        raw = (name % index).encode()
+        sizes = struct.pack("<3L2H", zlib.crc32(data), len(data), len(data), len(raw), 0)
+        local.append(b"PK\3\4" + bytes([20, 0, 0, 0, 0, 0, 0, 0, 0, 0]) + sizes + raw + data)
+        central.append(b"PK\1\2" + bytes([20, 3, 20, 0, 0, 0, 0, 0, 0, 0, 0, 0]) + sizes + bytes(10) + struct.pack("<L", at) + raw)
+        at += len(local[-1])
+    directory = b"".join(central)
+    wide = b"PK\6\6" + struct.pack("<Q2H2L4Q", 44, 45, 45, 0, 0, count, count, len(directory), at)
+    wide += b"PK\6\7" + struct.pack("<LQL", 0, at + len(directory), 1)
+    return b"".join(local) + directory + wide + b"PK\5\6" + struct.pack("<4H2LH", 0, 0, *[0xFFFF] * 2, *[0xFFFFFFFF] * 2, 0)
+
+
+def tensor(key: str = "0", elements: int = 2) -> bytes:
+    """The opcodes of a tensor of float32."""
+    return (
+        b"ctorch._utils\n_rebuild_tensor_v2\n((U\x07storagectorch\nFloatStorage\nU" + bytes([len(key)]) + key.encode()
+        + b"U\x03cpuI%d\ntQK\x00I%d\n\x85K\x01\x85\x89NtR" % (elements, elements)
+    )  # fmt: skip
+
+
+def numpy_array(pickled: bytes) -> bytes:
+    header = b"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }".ljust(117) + b"\n"
+    return b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header + pickled
+
+
+def in_tar(name: str, data: bytes) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        entry = tarfile.TarInfo(name)
+        entry.size = len(data)
+        archive.addfile(entry, io.BytesIO(data))
+    return out.getvalue()
+
+
 def cases() -> Iterator[tuple[str, str, bytes, str]]:
+    yield from names()
+    yield from opcodes()
+    yield from archives()
+    yield from nested()
+    yield from blow_ups()
+    yield from safetensors()
+
+
+def unlisted() -> bytes:
+    """An archive whose directory leaves one member out."""
+    whole = in_zip(EMPTY, ("a/hidden.pkl", GLOBAL), ("a/byteorder", b"little"))
+    start = whole.index(b"a/hidden.pkl", whole.index(b"PK\1\2")) - 46
+    end = whole.index(b"PK\1\2", start + 4)
+    cut = bytearray(whole[:start] + whole[end:])
+    at = cut.index(b"PK\5\6")
+    cut[at + 8 : at + 16] = struct.pack("<2HL", 3, 3, len(cut) - 22 - cut.index(b"PK\1\2"))
+    return bytes(cut)
+
+
+def overlapping() -> bytes:
+    """Two entries of a directory for one local header."""
+    whole = in_zip(EMPTY)
+    central = whole.index(b"PK\1\2")
+    entry = whole[central : whole.index(b"PK\1\2", central + 4)]
+    end = whole.index(b"PK\5\6")
+    size = end - central + len(entry)
+    return whole[:end] + entry + b"PK\5\6" + struct.pack("<4H2LH", 0, 0, 3, 3, size, central, 0)
+
+
+def names() -> Iterator[tuple[str, str, bytes, str]]:
     for module, name in CODE:
         one = f"{module}\n{name}\n".encode()
         yield f"global {module}.{name}", "a.pt", b"c" + one + b"(S'x'\ntR.", "CNV601"
         yield f"fetched {module}.{name}", "a.pt", in_zip(b"\x80\x02c" + one + b"."), "CNV601"
+    for module, name in PUBLISHED:
+        yield f"published {module}.{name}", "a.pt", in_zip(b"\x80\x04c" + f"{module}\n{name}\n".encode() + b"(S'x'\ntR."), "CNV601"
+
+
+def opcodes() -> Iterator[tuple[str, str, bytes, str]]:
     for module, name in TOP:
         one, two = f"{module}\n{name}\n".encode(), text(module) + text(name) + b"\x93"
         yield f"stack global {module}", "a.pt", b"\x80\x04" + two + text("x") + b"\x85R.", "CNV601"
@@ -68,8 +178,33 @@ def cases() -> Iterator[tuple[str, str, bytes, str]]:
     yield "a second pickle", "a.pkl", EMPTY + b"\x80\x02" + GLOBAL, "CNV601"
     yield "code, then damage", "a.pt", GLOBAL[:-1] + b"\xff\xff", "CNV601"
     yield "code, then damage, in a zip", "a.pt", in_zip(GLOBAL[:-1]), "CNV601"
+    yield "a dotted name of the standard library", "a.pt", b"\x80\x04cpathlib\nos.system\n(S'x'\ntR.", "CNV601"
+    yield "a name built by bytes", "a.pt", b"\x80\x04C\x02os" + text("system") + b"\x93.", "CNV601"
+    yield "a memo's numbers from PUT and MEMOIZE", "a.pt", b"\x80\x04" + b"U\x02osq\x00U\x06systemq\x01" + text("torch") + b"\x94" + text("Size") + b"\x94h\x00h\x01\x93.", "CNV601"
+    yield "a memo entry put anew", "a.pt", b"\x80\x04" + text("torch") + b"q\x00" + text("os") + b"q\x00" + text("system") + b"q\x01h\x00h\x01\x93.", "CNV601"
+    yield "after items for nothing", "a.pt", b"N(e(u(\x90" + GLOBAL, "CNV601"
+    yield "after an open mark", "a.pt", b"(((" + GLOBAL, "CNV601"
+    yield "after numbers as C reads them", "a.pt", b"I0x1f\nI017\nI 7\nL0x5L\n" + GLOBAL, "CNV601"
+    yield "after a long line", "a.pt", b"S'" + b"x" * 300_000 + b"'\n0" + GLOBAL, "CNV601"
+    yield "after a long line, in a legacy number", "a.pt", b"I" + b" " * 300_000 + b"7\n" + GLOBAL, "CNV601"
+    yield "after an item of a list by its index", "a.pt", b"](NeK\x00K\x01s" + GLOBAL, "CNV601"
+    yield "after a bytearray is extended", "a.pt", b"\x80\x05\x96\1\0\0\0\0\0\0\0a(K\x01e" + GLOBAL, "CNV601"
+    yield "through pickle.loads", "a.pt", b"\x80\x04cpickle\nloads\nB" + struct.pack("<L", len(GLOBAL)) + GLOBAL + b"\x85R.", "CNV601"
+    partial, net = b"cfunctools\npartial\n", b"ctorch.nn.modules.normalization\nLayerNorm\n"
+    yield "a partial of code", "a.pt", b"\x80\x02" + partial + b"cos\nsystem\n\x85R.", "CNV601"
+    yield "a partial of what a call gives", "a.pt", b"\x80\x02" + partial + b"c__main__\nf\n)R\x85R.", "CNV601"
+    yield "a partial of a partial", "a.pt", b"\x80\x02" + partial + partial + b"\x85R.", "CNV601"
+    yield "a partial whose state is code", "a.pt", b"\x80\x02" + partial + net + b"\x85R(cos\nsystem\n)}Ntb.", "CNV601"
+    yield "a partial whose state is what a call gives", "a.pt", b"\x80\x02" + partial + net + b"\x85R(c__main__\nf\n)R)}Ntb.", "CNV601"
+    yield "a partial, called", "a.pt", b"\x80\x02" + partial + net + b"\x85R)R.", "CNV601"
+    yield "one good partial, one bad", "a.pt", b"\x80\x02" + partial + net + b"\x85R0" + partial + b")R.", "CNV601"
+    for at in range(5):
+        yield f"cut after {at}", "a.pt", GLOBAL[: len(GLOBAL) - 1 - at], "CNV601"
     for at in range(5):
         yield f"legacy pickle {at + 1}", "a.pt", legacy(at), "CNV601"
+
+
+def archives() -> Iterator[tuple[str, str, bytes, str]]:
     yield "two data.pkl", "a.pt", in_zip(EMPTY, ("a/data.pkl", GLOBAL)), "CNV601"
     yield "two roots", "a.pt", in_zip(EMPTY, ("b/data.pkl", GLOBAL)), "CNV601"
     yield "other case", "a.pt", in_zip(EMPTY, ("a/DATA.PKL", GLOBAL)), "CNV601"
@@ -89,6 +224,57 @@ def cases() -> Iterator[tuple[str, str, bytes, str]]:
     yield "traversal", "a.pt", in_zip(EMPTY, ("../../etc/x", b"x")), "CNV602"
     yield "absolute", "a.pt", in_zip(EMPTY, ("/etc/x", b"x")), "CNV602"
     yield "zip bomb", "a.pt", in_zip(b"\x80\x02" + b"N0" * 40_000_000 + b"N.", compress=zipfile.ZIP_DEFLATED), "CNV602"
+    yield "a member that the directory does not list", "a.pt", unlisted(), "CNV602"
+    crc = bytearray(in_zip(b"\x80\x02" + GLOBAL))
+    for at in (14, crc.index(b"PK\1\2") + 16):
+        crc[at] ^= 0xFF
+    yield "a wrong CRC on a malicious pickle", "a.pt", bytes(crc), "CNV601"
+    method = bytearray(in_zip(b"\x80\x02" + GLOBAL))
+    method[method.index(b"PK\1\2") + 10] = 99
+    yield "a method nobody reads", "a.pt", bytes(method), "CNV602"
+    yield "only the local header says encrypted", "a.pt", good[:6] + b"\1" + good[7:], "CNV602"
+    yield "all flags", "a.pt", in_zip(b"\x80\x02" + GLOBAL).replace(b"PK\1\2\x14\x03\x14\0\0\0", b"PK\1\2\x14\x03\x14\0\x09\0", 1), "CNV601"
+    yield "a drive letter", "a.pt", in_zip(EMPTY, ("C:/x", b"x")), "CNV602"
+    yield "a backslash traversal", "a.pt", in_zip(EMPTY, ("a\\..\\..\\x", b"x")), "CNV602"
+    yield "other extension", "a.pt", in_zip(EMPTY, ("a/config.p", b"\x80\x02" + GLOBAL)), "CNV601"
+    yield "a pickle that begins after a megabyte of nothing", "a.pt", in_zip(EMPTY, ("a/data/0", b"\x80\x02" + b"N0" * 600_000 + GLOBAL)), "CNV601"
+    yield "a deflated pickle in data/0", "a.pt", in_zip(EMPTY, ("a/data/0", b"\x80\x02" + GLOBAL), compress=zipfile.ZIP_DEFLATED), "CNV601"
+    yield "an archive behind a comment", "a.pt", good[:-2] + b"\x05\0PK\5\6x", "CNV602"
+    yield "a second archive behind the first", "a.pt", good + in_zip(b"\x80\x02" + GLOBAL), "CNV601"
+    yield "compiled code of an exported program", "a.pt2", in_zip(EMPTY, ("m/data/aotinductor/model/x.wrapper.so", b"\x7fELF")), "CNV601"
+    yield "overlapping members", "a.pt", overlapping(), "CNV602"
+
+
+def nested() -> Iterator[tuple[str, str, bytes, str]]:
+    evil = b"\x80\x02" + GLOBAL
+    for packing in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        yield f"an archive in an archive {packing}", "a.pt", in_zip(EMPTY, ("a/model.pt", in_zip(evil)), compress=packing), "CNV601"
+    deep = in_zip(evil)
+    for level in range(1, 6):
+        deep = in_zip(EMPTY, ("a/m.zip", deep))
+        if level > 2:
+            yield f"{level} archives deep", "a.pt", deep, "CNV601" if level <= 4 else "CNV602"
+    yield "in an exported program's samples", "a.pt2", in_zip(EMPTY, ("m/archive_format", b"pt2"), ("m/data/sample_inputs/model.pt", in_zip(evil))), "CNV601"
+    yield "in an older exported program", "a.pt2", in_zip(EMPTY, ("serialized_state_dict.pt", in_zip(evil)), ("serialized_exported_program.json", b"{}")), "CNV601"
+    yield "an archive behind a member's bytes", "a.pt", in_zip(EMPTY, ("a/data/0", bytes(600) + in_zip(evil))), "CNV601"
+    yield "an array of objects", "a.pt", in_zip(EMPTY, ("a/x.npy", numpy_array(evil))), "CNV601"
+    yield "an array of objects in an archive of arrays", "a.pt", in_zip(EMPTY, ("a/x.npz", in_zip(EMPTY, ("x.npy", numpy_array(evil))))), "CNV601"
+    yield "a library two archives deep", "a.pt", in_zip(EMPTY, ("a/m.zip", in_zip(EMPTY, ("x.so", b"\x7fELF")))), "CNV601"
+    yield "a damaged archive in an archive", "a.pt", in_zip(EMPTY, ("a/m.zip", in_zip(evil)[:-30])), "CNV602"
+    for name, data in (
+        ("a gzip file", gzip.compress(evil)), ("a bzip2 file", bz2.compress(evil)), ("an xz file", lzma.compress(evil)),
+        ("a tar file", in_tar("x.pkl", evil)), ("a 7z archive", b"7z\xbc\xaf\x27\x1c" + bytes(60)), ("a RAR archive", b"Rar!\x1a\x07\1\0" + bytes(60)),
+    ):  # fmt: skip
+        yield f"inside: {name}", "a.pt", in_zip(EMPTY, ("a/x", data)), f"~is {name}; it was not read"
+    for name, held in (
+        ("bytes", b"\x80\x04B" + struct.pack("<L", len(evil)) + evil + b"."), ("short bytes", b"\x80\x04C" + bytes([len(evil)]) + evil + b"."),
+        ("bytearray", b"\x80\x05\x96" + struct.pack("<Q", len(evil)) + evil + b"."), ("protocol 2", pickle.dumps(evil, 2)),
+        ("protocol 0", pickle.dumps(evil, 0)), ("in bytes", pickle.dumps(pickle.dumps(evil))), ("long bytes", pickle.dumps(evil[:-1] + b"N" * 200_000 + b".", 2)),
+    ):  # fmt: skip
+        yield f"a pickle held as {name}", "a.pt", in_zip(held), "~a bytes value is itself a pickle that names os.system"
+
+
+def blow_ups() -> Iterator[tuple[str, str, bytes, str]]:
     laughs = b"\x80\x04]\x94" + b"".join(b"h" + bytes([i]) + b"h" + bytes([i]) + b"\x86\x94" for i in range(250)) + b"."
     yield "billion laughs", "a.pt", laughs, ""
     for name, bad in (
@@ -98,7 +284,35 @@ def cases() -> Iterator[tuple[str, str, bytes, str]]:
     ):  # fmt: skip
         yield f"overlong {name}", "a.pt", b"\x80\x04N" + bad + b".", "CNV602"
     yield "3,000,000 deep", "a.pt", b"\x80\x04N" + b"\x85" * 3_000_000 + b".", "CNV602"
+    yield "300,000 lists deep", "a.pt", b"\x80\x04" + b"]" * 300_000 + b"a" * 299_999 + b".", "CNV602"
+    for name, once, steps in (
+        ("lists", b"]", 1), ("dicts", b"}", 1), ("marks", b"(", 1), ("memo entries", b"N\x94", 2), ("nothing", b"N0", 2),
+        ("numbers", b"K\x01", 1), ("calls of calls", b"c__main__\nf\n)R)R", 5), ("short texts", b"\x8c\x04abcd", 1),
+        ("floats", b"G12345678", 1),
+    ):  # fmt: skip
+        yield f"millions of {name}", "a.pt", b"\x80\x04" + once * (2_100_000 // steps) + b".", "CNV602"
+    yield "500,000 globals", "a.pt", b"\x80\x02" + b"".join(b"ca%d\nb\n0" % i for i in range(500_000)) + b"N.", "CNV602"
+    yield "100,000 pickles in bytes", "a.pt", b"\x80\x04](" + (b"C\x20\x80\x04" + b"N0" * 14 + b"N.") * 100_000 + b"e.", ""
+    yield "a state that doubles", "a.pt", b"\x80\x02c__main__\nA\n)\x81}(" + b"K\x01K\x01" * 1000 + b"uq\x00b" + b"h\x00b" * 10_000 + b".", "CNV602"
+    yield "a name of 10,000,000 characters", "a.pt", b"\x80\x02c" + b"a" * 10_000_000 + b"\nb\n.", "CNV601"
+    yield "a key of 10,000,000 characters", "a.pt", in_zip(b"\x80\x02}X" + struct.pack("<L", 10_000_000) + b"a" * 10_000_000 + tensor() + b"s."), "CNV602"
+    long = b"X" + struct.pack("<L", 65000) + b"a" * 65000
+    yield "long names of many tensors", "a.pt", in_zip(b"\x80\x02}" + long + b"}(" + b"X\1\0\0\0a" + tensor() + b"q\x06" + b"".join(b"X\6\0\0\0%06dh\x06" % i for i in range(100_000)) + b"us."), "CNV602"
+    inner = b"ctorch._utils\n_rebuild_sparse_tensor\nq\x00c__main__\na\nq\x01q\x02"
+    yield "sparse tensors of sparse tensors", "a.pt", in_zip(b"\x80\x02" + inner + b"".join(b"0h\x00h\x01(h" + bytes([i]) + b"h" + bytes([i]) + b"K\x01\x85t\x86Rq" + bytes([i + 1]) for i in range(2, 200)) + b"."), "CNV610"
+    yield "a list of itself a million times", "a.pt", b"\x80\x04]\x94(" + b"h\x00" * 1_000_000 + b"e.", ""
+    for name, data, packing in (("pickles", bytes(30_000_000), 8), ("storages that look like pickles", EMPTY + bytes(30_000_000), 8)):
+        more = [(f"a/{'data/' if len(name) > 10 else ''}{i}{'' if len(name) > 10 else '.pkl'}", data) for i in range(6)]
+        yield f"6 bombs of {name}", "a.pt", in_zip(EMPTY, *more, compress=packing), "CNV602"
+    yield "150,000 members", "a.pt", many(150_000, "a/data/%d", b""), "CNV602"
+    yield "50,000 members that look like pickles", "a.pt", many(50_000, "a/data/%d", EMPTY), "CNV602"
+    yield "20,000 roots", "a.pt", many(20_000, "r%d/data.pkl", EMPTY), "CNV602"
+    yield "20,000 traversals", "a.pt", many(20_000, "../r%d/x", EMPTY), "CNV602"
+    yield "5,000 archives", "a.pt", many(5_000, "a/%d.zip", in_zip(EMPTY)), "CNV602"
     yield "1,000,000 deep key", "a.pt", b"\x80\x04}N" + b"\x85" * 1_000_000 + b"Ns.", ""
+
+
+def safetensors() -> Iterator[tuple[str, str, bytes, str]]:
     yield "2^60 header", "a.safetensors", struct.pack("<Q", 2**60) + b"{}", "CNV602"
     yield "deep json", "a.safetensors", struct.pack("<Q", 200_000) + b"[" * 200_000, "CNV602"
     for name, header, data in (
@@ -110,5 +324,17 @@ def cases() -> Iterator[tuple[str, str, bytes, str]]:
         ("trailing", b'{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}}', 5),
     ):  # fmt: skip
         yield f"safetensors {name}", "a.safetensors", struct.pack("<Q", len(header)) + header + bytes(data), "CNV602"
+    for name, header in (
+        ("of 100 MB", None), ("of lists", b'{"a":[' + b"[]," * 2_600_000 + b"[]]}"), ("of dimensions", b'{"a":{"dtype":"U8","shape":[' + b"9223372036854775807," * 390_000 + b'1],"data_offsets":[0,1]}}'),
+        ("of one key", b"{" + b",".join([b'"a":1'] * 1_300_000) + b"}"), ("of unknown dtypes", b"{" + b",".join(b'"a%d":{"dtype":"X","shape":[1],"data_offsets":[0,1]}' % i for i in range(90_000)) + b"}"),
+        ("of 140,000 tensors", b"{" + b",".join(b'"%d":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}' % i for i in range(140_000)) + b"}"),
+        ("of one digit after another", b'{"a":' + b"1" * 7_000_000 + b"}"),
+    ):  # fmt: skip
+        data = Sparse(struct.pack("<Q", 99_000_000) + b'{"a":', 99_100_000) if header is None else struct.pack("<Q", len(header)) + header
+        yield f"safetensors header {name}", "a.safetensors", data, "CNV602"
+    header = b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}'
+    pickled = b"\x80\x02X\x05\0\0\0\0{aaacos\nsystem\n(S'id'\ntR."
+    yield "a pickle that looks like safetensors", "a.safetensors", Sparse(pickled, 0x05580300), "CNV601"
+    yield "an index of a million shards", "m.index.json", b'{"weight_map":{' + b",".join(b'"%d":"%d.x"' % (i, i) for i in range(700_000)) + b"}}", "CNV602"
     yield "shard outside", "m.index.json", b'{"weight_map": {"a": "../x.safetensors"}}', "CNV602"
     yield "missing shard", "m.index.json", b'{"weight_map": {"a": "x.safetensors"}}', "CNV602"

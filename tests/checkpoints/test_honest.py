@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import collections
 import datetime
+import functools
 import json
 import os
 import pathlib
@@ -22,6 +23,7 @@ import torch
 from torch import nn
 
 from convaudit import registry
+from convaudit.checkpoints.architecture import Expected
 from convaudit.checkpoints.audit import audit_file
 from convaudit.result import TargetResult
 from convaudit.settings import AuditSettings
@@ -56,6 +58,25 @@ def sparse() -> dict[str, Any]:
     return {"s": torch.eye(4).to_sparse(), "d": torch.ones(2)}
 
 
+class Norms(nn.Module):
+    """As transformers are: the layer to use is an attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = functools.partial(nn.LayerNorm, eps=1e-6)
+        self.norm = self.layer(4)
+
+
+def lightning() -> dict[str, Any]:
+    optimizer = torch.optim.SGD(net().parameters(), 0.1, momentum=0.9)
+    return {
+        "lr_schedulers": [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10).state_dict()],
+        "scaler": torch.amp.GradScaler("cpu").state_dict(), "optimizer_states": [optimizer.state_dict()],
+        "callbacks": {"ModelCheckpoint{'monitor': None}": {"best_model_path": "a.ckpt", "best_model_score": torch.tensor(0.5)}},
+        "loops": {"fit_loop": {"state_dict": {}}}, "pytorch-lightning_version": "2.4.0", "state_dict": net().state_dict(),
+    }  # fmt: skip
+
+
 HONEST: dict[str, Any] = {
     "state_dict": lambda: net().state_dict(),
     "trained": trained,
@@ -81,6 +102,18 @@ HONEST: dict[str, Any] = {
     "random": lambda: {"n": np.random.get_state(), "p": random.getstate(), "t": torch.get_rng_state()},
     "numpy": lambda: {"a": np.zeros((2, 3)), "s": np.float64(1.0), "g": np.random.default_rng(0)},
     "module": net,
+    "parallel module": lambda: nn.DataParallel(net()),
+    "partial": Norms,
+    "weight norm": lambda: torch.nn.utils.weight_norm(nn.Linear(3, 2)),
+    "stubs": lambda: nn.Sequential(torch.ao.quantization.QuantStub(), nn.Linear(2, 2), torch.ao.quantization.DeQuantStub()),
+    "averaged": lambda: torch.optim.swa_utils.AveragedModel(net()).state_dict(),
+    "lightning": lightning,
+    "pickled bytes": lambda: {"b": pickle.dumps({"a": 1}), "l": pickle.dumps({"a": "x" * 100_000}), "w": torch.ones(1)},
+    "pickled code": lambda: {"b": pickle.dumps(print), "w": torch.ones(1)},
+    "long texts": lambda: {"t": "x" * 200_000, "b": bytes(100_000), "w": torch.ones(1)},
+    "many numbers": lambda: {"loss": [i / 7 for i in range(100_000)], "w": torch.ones(1)},
+    "deep": lambda: functools.reduce(lambda inner, _: {"a": inner}, range(100), {"w": torch.ones(1)}),
+    "odd names": lambda: {"a\nb": torch.ones(1), "\x1b[31m": torch.ones(1), "": torch.ones(1), "é" * 5000: torch.ones(1)},
     "parameter": lambda: {"p": nn.Parameter(torch.ones(2, 2))},
     "tensor": lambda: torch.ones(3),
     "list": lambda: [torch.ones(3), torch.zeros(2)],
@@ -122,12 +155,13 @@ def test_honest_files(tmp_path: Path, name: str, zipped: bool) -> None:
     read = torch.load(path, weights_only=False)
     expected = flat(read.state_dict() if isinstance(read, nn.Module) else read)
     expected = {key.removeprefix("state_dict.").removeprefix("model."): tensor for key, tensor in expected.items()}
-    assert {row.name: (row.shape, f"torch.{row.dtype}") for row in info.tensors} == {
+    rows = [row for row in info.tensors if row.role != "other"] if isinstance(value, nn.Module) else info.tensors
+    assert {row.name: (row.shape, f"torch.{row.dtype}") for row in rows} == {
         key: (list(tensor.shape), str(tensor.dtype)) for key, tensor in expected.items()
     }
     if name not in ("sparse", "quantized"):
         sizes = {key: tensor.numel() * tensor.element_size() for key, tensor in expected.items() if not tensor.is_meta}
-        assert {row.name: row.bytes for row in info.tensors if row.name in sizes} == sizes
+        assert {row.name: row.bytes for row in rows if row.name in sizes} == sizes
     if isinstance(value, nn.Module):
         assert result.totals.parameters == sum(p.numel() for p in value.parameters())
 
@@ -167,6 +201,31 @@ def test_torchscript_is_a_program(tmp_path: Path) -> None:
     assert [(f.rule, f.severity) for f in result.findings] == [("CNV610", "info")]
 
 
+def test_a_header_that_begins_as_a_pickle_does(tmp_path: Path) -> None:
+    entry = b'{"w":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}'
+    for length in (0x80, 0x180, 0x280, 0x480):
+        (tmp_path / "a.bin").write_bytes(length.to_bytes(8, "little") + entry.ljust(length) + b"x")
+        result = check(tmp_path / "a.bin")
+        assert result.checkpoint
+        assert (result.checkpoint.format, result.findings) == ("safetensors", [])
+
+
+def test_a_pickle_in_bytes_is_a_note(tmp_path: Path) -> None:
+    torch.save(HONEST["pickled code"](), tmp_path / "a.pt")
+    result = check(tmp_path / "a.pt")
+
+    assert result.findings == []
+    assert "is itself a pickle that names builtins.print; loading does not read it" in result.notes[0]
+
+
+def test_a_partial_of_a_class_is_no_more_than_the_class(tmp_path: Path) -> None:
+    torch.save(Norms(), tmp_path / "a.pt")
+    found = {f.rule: f for f in check(tmp_path / "a.pt").findings}
+
+    assert "CNV601" not in found
+    assert "functools.partial" in found["CNV610"].evidence["globals"]
+
+
 def test_an_exported_program(tmp_path: Path) -> None:
     torch.export.save(torch.export.export(net()[:2].eval(), (torch.zeros(1, 3, 8, 8),)), tmp_path / "a.pt2")
     result = check(tmp_path / "a.pt2")
@@ -175,7 +234,8 @@ def test_an_exported_program(tmp_path: Path) -> None:
 
     assert {row.name: row.shape for row in result.checkpoint.tensors} == {k: list(t.shape) for k, t in net()[:2].state_dict().items()}
     assert (result.totals.parameters, result.totals.buffers, result.findings) == (3 * 8 * 9 + 8 + 16, 17, [])
-    assert any("sample_inputs/model.pt" in note and "was not read" in note for note in result.notes)
+    assert result.checkpoint.globals[0].member.endswith("data/sample_inputs/model.pt!archive/data.pkl")
+    assert result.notes == []
 
 
 def test_safetensors_and_shards(tmp_path: Path) -> None:
@@ -222,7 +282,8 @@ def test_own_examples(tmp_path: Path, code: str) -> None:
         for example in examples:
             path = tmp_path / f"a{example.suffix}"
             path.write_bytes(example.build())
-            assert [f.rule for f in audit_file(str(path), AuditSettings(select=[code])).findings] == expected
+            model = Expected.of("a model", example.model) if example.model else None
+            assert [f.rule for f in audit_file(str(path), AuditSettings(select=[code]), model=model).findings] == expected
 
 
 def cli(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
