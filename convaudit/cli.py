@@ -11,14 +11,16 @@ import click
 
 from convaudit import __version__
 from convaudit.calc import calc
+from convaudit.convert import convert
 from convaudit.demo import demo
 from convaudit.diff import diff
 from convaudit.errors import ConvauditError
 from convaudit.explain import rule
+from convaudit.kernels import kernels
 from convaudit.pool import Pool
-from convaudit.result import AuditResult, assemble
-from convaudit.session import Run, audit_options, say, settings_of
-from convaudit.settings import FAIL_ON, AuditSettings, at_least
+from convaudit.result import AuditResult
+from convaudit.session import Run, audit_options, name_broken_plugins, say, settings_of, unbuilt, without_unbuilt
+from convaudit.settings import FAIL_ON, LANGUAGES, Resolver
 from convaudit.show import show
 
 
@@ -42,122 +44,112 @@ def cli() -> None:
 @cli.command()
 @click.argument("targets", nargs=-1)
 @audit_options
-@click.option("--select", multiple=True, metavar="CODES")
-@click.option("--extend-select", multiple=True, metavar="CODES")
-@click.option("--ignore", multiple=True, metavar="CODES")
-@click.option("--fail-on", type=click.Choice(FAIL_ON))
+@click.option("--select", multiple=True, metavar="CODES", help="Run these rules alone: codes or their beginnings, by commas; repeats.")
+@click.option("--extend-select", multiple=True, metavar="CODES", help="Run these rules as well.")
+@click.option("--ignore", multiple=True, metavar="CODES", help="Do not run these rules.")
+@click.option("--fail-on", type=click.Choice(FAIL_ON), help="Exit 1 for findings of this severity and above.  [default: warning]")
 @click.option("--format", "format_name", default="text", show_default=True, metavar="NAME", help="What to print: text, json, markdown, html, github, gitlab, sarif, junit, csv.")
 @click.option("-o", "--output", "outputs", multiple=True, type=click.Path(path_type=Path), help="Report file; repeats.")
+@click.option("--template", type=click.Path(path_type=Path), metavar="FILE", help="Jinja template of your own for the -o file, or for what is printed.")
 @click.option("--baseline", type=click.Path(path_type=Path), help="Accept the findings in this file.")
 @click.option("--write-baseline", type=click.Path(path_type=Path), help="Accept today's findings: write them there.")
 @click.option("--prune-baseline", is_flag=True, help="Take entries out of the baseline that match nothing any more.")
 @click.option("--add-ignore", is_flag=True, help="Write an ignore comment for each finding at or above --fail-on.")
 @click.option("--changed", is_flag=True, help="Targets are files of a commit: audit the models that import them too.")
 @click.option("--allow-code", is_flag=True, help="Run model files of folders outside this repository.")
+@click.option("--model", metavar="TARGET|auto", help="Of checkpoints: audit this model, and whether they fit it; auto knows timm's and torchvision's.")
 @click.option("--pretrained", is_flag=True, help="Lower findings that would break existing weights to info.")
-@click.option("--dataset-size", type=click.IntRange(1))
+@click.option("--dataset-size", type=click.IntRange(1), help="Samples that the model is trained on: CNV104 compares parameters with them.")
 @click.option("--require-complete", is_flag=True, help="A partial trace is an error.")
 @click.option("--globals", "show_globals", is_flag=True, help="Of checkpoints: what loading would import, in place of the report.")
 @click.option("--strict-pickle", is_flag=True, help="A checkpoint that holds classes (CNV610) is an error.")
 @click.option("--max-pickle", type=click.IntRange(1), metavar="MB", help="Megabytes of one pickle that are read.  [default: 64]")
+@click.option("--weights/--no-weights", default=None, help="Of checkpoints: read all weights, or headers alone.  [default: up to 2 GB]")
 @click.option("--sha256", is_flag=True, help="Of checkpoints: the file's SHA-256 in the result (reads all of it).")
 @click.option("--exit-zero", is_flag=True, help="Exit 0 whatever is found (never hides a 2).")
 @click.option("--quiet", is_flag=True, help="Findings only, one line each.")
 @click.option("--statistics", is_flag=True, help="Count findings by rule, in place of the report.")
 @click.option("--show-settings", is_flag=True, help="Print the settings in force and stop.")
-@click.option("--show", "show_what", type=click.Choice(["info"]))
+@click.option("--show", "show_what", type=click.Choice(["info"]), help="Findings of severity info in full.")
+@click.option("--lang", type=click.Choice(LANGUAGES), default="en", show_default=True, help="Language of text and html reports; data stays the same.")
+@click.option("--no-source", is_flag=True, help="No line of source code in the html report.")
 def check(
-    targets: tuple[str, ...], format_name: str, outputs: tuple[Path, ...], exit_zero: bool, quiet: bool, show_what: str | None,
+    targets: tuple[str, ...], format_name: str, outputs: tuple[Path, ...], template: Path | None, exit_zero: bool, quiet: bool, show_what: str | None, lang: str, no_source: bool,
     jobs: int, statistics: bool, show_settings: bool, show_globals: bool, changed: bool, allow_code: bool, add_ignore: bool, **options: Any,
 ) -> None:  # fmt: skip
-    """Audit models (model.py:Net, model.py, a folder, package.module:factory, timm:NAME, torchvision:NAME) and checkpoints."""
+    """Audit models (model.py:Net, model.py, a folder, package.module:factory, timm:NAME, torchvision:NAME) and checkpoints.
+
+    Without TARGETS: the working directory, and the targets that its settings name in full.
+    """
     from convaudit import output
     from convaudit.selection import select
 
-    settings = settings_of(options, targets)
+    if template and not outputs and (statistics or show_globals):
+        raise click.UsageError("--template, --statistics and --globals each print in place of the report: give one of them")
+    if format_name != "text" and (statistics or show_globals):
+        raise click.UsageError("--statistics and --globals print text in place of the report: leave out --format, or write it with -o")
+    settings = settings_of(options)
     if show_settings:
-        click.echo(settings.text(), nl=False)
+        click.echo(settings.text(targets), nl=False)
         return
-    if not targets and not changed:
-        raise click.UsageError("Missing argument 'TARGETS...'.")
     selection = select(targets, settings, changed=changed, allow_code=allow_code)
     for line in selection.lines:
         say(line)
     try:
-        run = Run(selection.targets, settings, options)
+        run = Run(selection.targets, settings, {**options, "jobs": jobs})
         with Pool(jobs) as pool:
             if not run.complete:
                 pool.start()
-            writers = [(path, output.report_for(path)) for path in outputs]
-            report = output.report(format_name)
+            writers, report = output.chosen(outputs, format_name, template)
             for path in outputs:
                 output.check_writable(path)
             if not run.complete:
-                _name_broken_plugins()
+                name_broken_plugins()
             result = run.results(pool)
     except KeyboardInterrupt:
         click.echo("convaudit: interrupted", err=True)
         sys.exit(130)
-    if not settings.strict:
-        result = _without_unbuilt(result, selection.discovered)
-    result = run.verdict(result, settings, options)
+    result, lines = without_unbuilt(result, run.lenient(selection.discovered))
+    for line in lines:
+        say(line)
+    if options["write_baseline"]:
+        result = run.write_baseline(options["write_baseline"], result)
+    else:
+        if options["prune_baseline"]:
+            run.prune_baselines(result, targets or (".",))
+        result = run.judged(result)
     if add_ignore:
         _add_ignore(result, settings)
-        result = run.verdict(result, settings, {**options, "write_baseline": None, "prune_baseline": False})
+        result = run.judged(result)
     for path, writer in writers:
-        output.write(path, writer.render(result))
+        output.write(path, output.text_of(writer, result, lang=lang, source=not no_source))
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    if not result.targets and format_name == "text":
+    if not result.targets and format_name == "text" and template is None:
         text = ""
     elif statistics:
         text = _statistics(result)
     elif show_globals:
         text = _globals(result)
     else:
-        infos = show_what == "info" or settings.fail_on == "info"
-        text = report.render(result, color=colour, show_info=infos, quiet=quiet)
+        infos = show_what == "info" or any(settings.of(t.target).fail_on == "info" for t in result.targets)
+        text = output.text_of(report, result, color=colour, show_info=infos, quiet=quiet, lang=lang, source=not no_source)
     click.echo(text, nl=bool(text) and not text.endswith("\n"))
     output.append_job_summary(format_name, report, result)
     for failed in (t for t in result.targets if t.error is not None):
-        assert failed.error is not None
-        say(f"{failed.target}: {failed.error.message.removeprefix(f'{failed.target}: ')}")
+        if format_name != "text" or statistics or show_globals or template:  # the text report says it
+            say(f"{failed.target}: {unbuilt(failed)}")
     if result.summary.failed or selection.lost:
         sys.exit(2)
-    sys.exit(0 if exit_zero else _exit_code(result, settings.fail_on))
+    sys.exit(0 if exit_zero else int(run.fails(result)))
 
 
-def _name_broken_plugins() -> None:
-    from convaudit import registry
-
-    for problem in registry.load_problems():
-        say(problem)
-
-
-def _add_ignore(result: AuditResult, settings: AuditSettings) -> None:
+def _add_ignore(result: AuditResult, settings: Resolver) -> None:
     from convaudit import suppressions
 
-    written, left = suppressions.add_comments(result, at_least(settings.fail_on) or ("error", "warning"))
+    written, left = suppressions.add_comments(result, settings.of)
     say(f"{written} finding{'s' * (written != 1)} ignored by comments that were written")
     for line in left:
         say(f"not written: {line}")
-
-
-def _without_unbuilt(result: AuditResult, discovered: set[str]) -> AuditResult:
-    """The result without models that nobody named and that cannot be audited by themselves: a line for each reason."""
-    kept = []
-    reasons: dict[tuple[str, str], list[str]] = {}
-    for target in result.targets:
-        said = target.error.message if target.error is not None else None
-        if said is None and target.totals is not None and not target.totals.parameters:
-            said = "it has no parameters"
-        if said is not None and target.target in discovered:
-            file = target.target.partition(":")[0]
-            reasons.setdefault((file, said.removeprefix(f"{target.target}: ")), []).append(target.target)
-        else:
-            kept.append(target)
-    for (file, reason), names in reasons.items():
-        say(f"{names[0]} is not audited: {reason}" if len(names) == 1 else f"{file}: {len(names)} models are not audited: {reason}")
-    return assemble(kept)
 
 
 def _statistics(result: AuditResult) -> str:
@@ -191,10 +183,6 @@ def _one_line(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode("ascii") for c in text)
 
 
-def _exit_code(result: AuditResult, fail_on: str) -> int:
-    return int(any(getattr(result.summary, level) for level in at_least(fail_on)))
-
-
 @cli.command("cache")
 @click.argument("action", type=click.Choice(["clean", "dir"]))
 def cache_command(action: str) -> None:
@@ -204,8 +192,9 @@ def cache_command(action: str) -> None:
     if action == "dir":
         click.echo(cache.folder())
     else:
-        click.echo(f"removed {cache.clean()} entries from {cache.folder()}")
+        removed = cache.clean()
+        click.echo(f"removed {removed} {'entry' if removed == 1 else 'entries'} from {cache.folder()}")
 
 
-for _command in (show, diff, rule, calc, demo):
+for _command in (show, diff, convert, rule, calc, demo, kernels):
     cli.add_command(_command)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from convaudit import registry
-from convaudit.errors import ReportError, UsageError
+from convaudit.errors import ConvauditError, ReportError, UsageError
 
 if TYPE_CHECKING:
     from convaudit.result import AuditResult
+
+MARKUP = (".html", ".htm", ".xhtml", ".svg")
+"""Files for which a template's values are escaped."""
 
 
 def report(name: str) -> Any:
@@ -30,10 +35,39 @@ def report(name: str) -> Any:
 
 def report_for(path: Path) -> Any:
     """The report format of a file's suffix. Raises :class:`UsageError` for an unknown one."""
-    by_suffix = {found.SUFFIX: found for found in registry.reports().values() if found.SUFFIX}
+    by_suffix = {found.SUFFIX: found for found in reversed(registry.reports().values()) if found.SUFFIX}  # built-in ones first
     if path.suffix not in by_suffix:
         raise UsageError(f"-o {path}: the format comes from the suffix: one of {', '.join(sorted(by_suffix))}")
     return by_suffix[path.suffix]
+
+
+def chosen(outputs: Sequence[Path], format_name: str, template: Path | None) -> tuple[list[tuple[Path, Any]], Any]:
+    """The format of each ``-o`` file, and of what is printed; a template takes the place of one that people read."""
+    if template is None:
+        return [(path, report_for(path)) for path in outputs], report(format_name)
+    data = {found.SUFFIX for name, found in registry.reports().items() if name not in ("html", "markdown")}
+    own = [path for path in outputs if path.suffix not in data]
+    if len(own) > 1:
+        raise UsageError(f"--template renders one file; -o names {own[0]} and {own[1]}: give one, and the other in a second run")
+    if not own and format_name not in ("text", "markdown", "html"):
+        raise UsageError(f"--template takes the place of what --format {format_name} prints: name its file with -o FILE.md or -o FILE.html")
+    escape = own[0].suffix in MARKUP if own else format_name == "html"
+    rendered = registry.report_part("_template").Template(template, escape=escape)
+    writers = [(path, rendered if path in own else report_for(path)) for path in outputs]
+    return writers, report(format_name) if own else rendered
+
+
+def text_of(found: Any, result: AuditResult, **options: Any) -> str:
+    """What a format makes of the result. Raises :class:`ReportError` where a third party's breaks."""
+    try:
+        text = found.render(result, **options)
+        if isinstance(text, str):
+            return text
+        raise TypeError(f"render returned {type(text).__name__}, not str")
+    except Exception as error:
+        if isinstance(error, ConvauditError) or getattr(found, "__name__", "").startswith("convaudit_reports."):
+            raise
+        raise ReportError(f"report format {found.NAME!r} broke: {type(error).__name__}: {error}") from error
 
 
 def append_job_summary(name: str, found: Any, result: AuditResult) -> None:
@@ -65,12 +99,21 @@ def write(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """As :func:`write`; a file that is replaced keeps its permissions."""
+    with replaced(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def replaced(path: Path) -> Iterator[BinaryIO]:
+    """A file to write aside, which takes the place of ``path`` at the end and is gone where anything is raised."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        aside.write_bytes(data)
+        with aside.open("wb") as file:
+            yield file
         if path.exists():
             shutil.copymode(path, aside)
         os.replace(aside, path)
     except OSError as error:
-        aside.unlink(missing_ok=True)
         raise ReportError(f"{path}: cannot be written: {error.strerror}") from error
+    finally:
+        aside.unlink(missing_ok=True)

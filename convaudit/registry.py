@@ -53,7 +53,10 @@ def reports() -> dict[str, Any]:
         if not info.name.startswith("_"):
             found[info.name] = importlib.import_module(f"convaudit_reports.{info.name}")
     for value in _plugins("convaudit.reports"):
-        found.setdefault(value.NAME, value)
+        if not all(hasattr(value, name) for name in ("NAME", "SUFFIX", "render")):
+            LOAD_PROBLEMS.append(f"plugin {value!r} in convaudit.reports lacks NAME, SUFFIX or render")
+        elif found.setdefault(value.NAME, value) is not value:
+            LOAD_PROBLEMS.append(f"plugin report {value.NAME!r} ({value!r}) takes the name of another format")
     return found
 
 

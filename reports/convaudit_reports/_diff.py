@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from convaudit.comparison import Diff, Exceeded, Figure, FindingChange, Incomparable, LayerChange, TargetDiff
+from convaudit.comparison import (
+    Diff,
+    Exceeded,
+    Figure,
+    FindingChange,
+    Incomparable,
+    LayerChange,
+    TargetDiff,
+    TensorChange,
+)
 from convaudit.result import LayerRow
 from convaudit_reports import _figures, json
+from convaudit_reports._environment import fitted
 from convaudit_reports._figures import change, clean, count, one_line, plural, short, size
-from convaudit_reports.markdown import LIMIT, code, prose
+from convaudit_reports.markdown import cell, code, prose
 
 LINES = 25
 """How many lines the text takes at most, unless all is asked for."""
@@ -143,7 +152,7 @@ def _facts(row: LayerRow) -> tuple[tuple[str, str, str], ...]:
     if row.output_shapes:
         facts.append(("output", "", _figures.shapes(row.output_shapes)))
     facts.append(("parameters", "", count(row.parameters)))
-    if row.call is not None:
+    if row.call is not None and (row.macs is not None or row.output_shapes is not None):
         facts.append(("MACs", "", short(row.macs)))
     return tuple(facts)
 
@@ -205,8 +214,48 @@ def severity(finding: FindingChange) -> str:
     return f"{before} → {finding.severity}" if before not in (None, finding.severity) else finding.severity
 
 
+def figures(target: TargetDiff) -> list[Figure]:
+    """The figures to show: of checkpoints those that are known."""
+    return [f for f in target.figures if target.tensors is None or (f.before, f.after) != (None, None)]
+
+
+def tensors(target: TargetDiff) -> str:
+    """2 tensors added, 1 changed, 60 the same; empty where they are not two checkpoints."""
+    found = target.tensors
+    if found is None:
+        return ""
+    numbers = [(len(found.added), "added"), (len(found.removed), "removed"), (len(found.changed), "changed"), (found.same, "the same")]
+    said = ", ".join(f"{number:,} {word}" for number, word in numbers if number) or "none"
+    return said + (f"; values {found.values}" if found.values else "")
+
+
+def tensor_rows(target: TargetDiff) -> list[Row]:
+    """Tensors that differ."""
+    found = target.tensors
+    if found is None:
+        return []
+    return [
+        *(Row("+", name, "", (), 0) for name in found.added),
+        *(Row("−", name, "", (), 0) for name in found.removed),
+        *(Row("~", change.name, "", _tensor_facts(change), 0) for change in found.changed),
+    ]
+
+
+def _tensor_facts(change: TensorChange) -> tuple[tuple[str, str, str], ...]:
+    def shown(value: Any) -> str:
+        return _figures.shapes([value]) if isinstance(value, list) else "not known" if value is None else str(value)
+
+    facts = [(c.field, shown(c.before), shown(c.after)) for c in change.changes]
+    most = f" by up to {change.largest:.3g}" if change.largest is not None else ", NaN or infinity among them"
+    if change.differing is not None:
+        facts.append(("", "", f"{plural(change.differing, 'element')} differ{'s' * (change.differing == 1)}{most}"))
+    return tuple(facts or [("", "", "values differ")])
+
+
 def state_dict(target: TargetDiff) -> str:
-    """What keeps old weights from loading, in numbers; empty where nothing does."""
+    """What keeps old weights from loading, in numbers; empty where nothing does, or where tensors say it."""
+    if target.tensors is not None:
+        return ""
     keys = target.state_dict
     numbers = [(len(keys.added), "new"), (len(keys.removed), "gone"), (len(keys.resized), "of another size")]
     said = ", ".join(f"{number:,} {word}" for number, word in numbers if number)
@@ -231,9 +280,9 @@ def limit_line(limit: Exceeded) -> str:
     return f"{clean(limit.target)}: {judged(limit)}"
 
 
-def finding_line(target: TargetDiff, finding: FindingChange) -> str:
+def finding_line(target: str, finding: FindingChange) -> str:
     """A finding that OLD does not have, on one line."""
-    return f"{clean(target.target)}: {finding.status} {_finding(finding)}"
+    return f"{clean(target)}: {finding.status} {_finding(finding)}"
 
 
 # Text
@@ -302,7 +351,7 @@ def _block(target: TargetDiff, room: int | None) -> list[str]:
     lines = [f"  input {_figures.inputs(target.new.inputs)}"] if target.new.inputs and same_input else []
     lines += [f"  {reason(i)}: {one_line(i.before)} → {one_line(i.after)}; {scope(i)}" for i in target.incomparable]
     width = max(len(label(figure, target)) for figure in target.figures)
-    for figure in target.figures:
+    for figure in figures(target):
         before, after = values(figure, target)
         same = figure.before == figure.after and figure.before is not None
         shown = f"{before}  unchanged" if same else f"{before} → {after}  {movement(figure)}"
@@ -312,14 +361,18 @@ def _block(target: TargetDiff, room: int | None) -> list[str]:
     head = [f"  findings: {findings_tally(target)}"]
     tail = [f"  layers: {tally(target) or 'all the same'}"]
     last = [f"  state_dict: {said}" for said in [state_dict(target)] if said]
+    last += [f"  tensors: {said}" for said in [tensors(target)] if said]
+    held = [f"    {_row(row)}" for row in tensor_rows(target)]
     said = [f"    {SIGNS[f.status]} {_status(f)}{_finding(f)}" for f in _ordered(target, room is None)]
     layers = [f"    {_row(row)}" for row in rows(target)]
     if room is not None:
         left = room - len(lines) - len(head) - len(tail) - len(last)
         for_findings = max(left - len(layers), (left + 1) // 2)
         said = _capped(said, for_findings, "findings")
-        layers = _capped(layers, left - len(said), "layers")
-    return [*lines, *head, *said, *tail, *layers, *last]
+        left -= len(said)
+        layers = _capped(layers, max(left - len(held), (left + 1) // 2), "layers")
+        held = _capped(held, left - len(layers), "tensors")
+    return [*lines, *head, *said, *tail, *layers, *last, *held]
 
 
 def _ordered(target: TargetDiff, everything: bool) -> list[FindingChange]:
@@ -354,7 +407,7 @@ def _row(row: Row) -> str:
     name = clean(row.name) or "(model)"
     if row.sign == "→":
         return f"= {name} → {facts[0] or '(model)'}"
-    return f"{row.sign} {name}{row.call}: {', '.join(facts[:_PER_LINE])}"
+    return f"{row.sign} {name}{row.call}" + (f": {', '.join(facts[:_PER_LINE])}" if facts else "")
 
 
 # Markdown
@@ -365,32 +418,22 @@ LEVELS = ((400, 100, 600, 200), (120, 40, 300, 100), (40, 15, 200, 40), (15, 6, 
 
 def markdown(diff: Diff) -> str:
     """A pull request's comment: always short enough for GitHub, and no name in it notifies or links anything."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("convaudit_reports", "templates"),
-        autoescape=False,  # not HTML: every value goes through code or prose below
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    template = environment.get_template("diff.md.j2")
-    out = ""
-    for layers, kinds, limit, targets in LEVELS:
-        out = template.render(
-            diff=diff,
-            d=_Words,
-            changed=[t for t in diff.targets if t.changed],
-            same=[t.target for t in diff.targets if not t.changed],
-            shown={"layers": layers, "findings": kinds, "targets": targets},
-            code=lambda value, limit=limit: code(value, limit) or "`(model)`",
-            cell=lambda value, limit=limit: code(str(value).replace("|", "¦"), limit),
-            prose=lambda value, limit=limit: prose(value, limit),
-            names=lambda found, most: _code_names(found, most, limit),  # noqa: B023
-        )
-        if len(out) < LIMIT:
-            break
-    return re.sub(r"\n{3,}", "\n\n", out).strip() + "\n"
+    changed = [t for t in diff.targets if t.changed]
+    same = [t.target for t in diff.targets if not t.changed]
+    return fitted(
+        "diff.md.j2",
+        (
+            {
+                "diff": diff, "d": _Words, "changed": changed, "same": same,
+                "shown": {"layers": layers, "findings": kinds, "targets": targets},
+                "code": lambda value, limit=limit: code(value, limit) or "`(model)`",
+                "cell": lambda value, limit=limit: cell(value, limit) or "`(model)`",
+                "prose": lambda value, limit=limit: prose(value, limit),
+                "names": lambda found, most, limit=limit: _code_names(found, most, limit),
+            }
+            for layers, kinds, limit, targets in LEVELS
+        ),
+    )  # fmt: skip
 
 
 def _code_names(found: Iterable[str], most: int, limit: int) -> str:
@@ -404,6 +447,7 @@ class _Words:
 
     word = _WORDS
     inputs = staticmethod(_figures.inputs)
+    place = staticmethod(_figures.place)
     values = staticmethod(values)
     movement = staticmethod(movement)
     label = staticmethod(label)
@@ -415,5 +459,8 @@ class _Words:
     findings_tally = staticmethod(findings_tally)
     severity = staticmethod(severity)
     state_dict = staticmethod(state_dict)
+    figures = staticmethod(figures)
+    tensors = staticmethod(tensors)
+    tensor_rows = staticmethod(tensor_rows)
     judged = staticmethod(judged)
     plural = staticmethod(plural)

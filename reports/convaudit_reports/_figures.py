@@ -5,17 +5,31 @@ Everything here is computed from the result's plain data; nothing imports torch.
 
 from __future__ import annotations
 
+import base64
 import math
 import shlex
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from convaudit.result import AuditResult, Finding, InputInfo, LayerRow, Location, Saving, TargetResult
+from convaudit.result import (
+    AuditResult,
+    CheckpointInfo,
+    Finding,
+    GlobalRow,
+    InputInfo,
+    KernelGallery,
+    KernelRow,
+    LayerRow,
+    Location,
+    Saving,
+    TargetResult,
+)
+from convaudit_reports._language import N_
 
 CONVENTIONS = {
-    "fvcore": "fvcore convention: one FLOP per multiply-add",
-    "two-per-mac": "two FLOPs per multiply-accumulate",
+    "fvcore": N_("fvcore convention: one FLOP per multiply-add"),
+    "two-per-mac": N_("two FLOPs per multiply-accumulate"),
 }
 ELSEWHERE = "no resolution"
 """Stage of the rows that have no shape: bare parameters, modules that never ran, checkpoints."""
@@ -94,9 +108,8 @@ def change(before: int, after: int) -> str:
     relative = 100 * (after - before) / before
     if after == before:
         return "±0%"
-    if after < before and relative > -0.05:
-        return "−<0.1%"
-    return f"{'−' if after < before else '+'}{abs(relative):,.1f}%"
+    sign = "−" if after < before else "+"
+    return f"{sign}<0.1%" if abs(relative) < 0.05 else f"{sign}{abs(relative):,.1f}%"
 
 
 def shape(dimensions: Iterable[int]) -> str:
@@ -162,9 +175,9 @@ def steps(saving: Saving | None) -> list[Step]:
     if saving is None:
         return []
     rows: list[tuple[str, tuple[int, int] | None, Callable[[int], str]]] = [
-        ("parameters", saving.parameters, count),
-        ("MACs", saving.macs, short),
-        ("peak activations", saving.peak_activation_bytes, size),
+        (N_("parameters"), saving.parameters, count),
+        (N_("MACs"), saving.macs, short),
+        (N_("peak activations"), saving.peak_activation_bytes, size),
     ]
     return [
         Step(
@@ -268,6 +281,7 @@ class Share:
     rows: int = 0
     parameters: int = 0
     macs: int = 0
+    activation_bytes: int = 0
     uncounted: int = 0
     """Rows that ran and whose MACs are not known."""
     resolutions: set[str] = field(default_factory=set)
@@ -277,6 +291,7 @@ class Share:
         self.rows += 1
         self.parameters += row.parameters
         self.macs += row.macs or 0
+        self.activation_bytes += row.activation_bytes or 0
         self.uncounted += row.macs is None and row.call is not None
 
 
@@ -299,13 +314,13 @@ def by_stage(target: TargetResult) -> list[Share]:
     batch = next((i.shape[0] for i in target.inputs if i.shape), 1) or 1
     found: dict[object, Share] = {}
     names: dict[object, str] = {}
-    positions: int | None = None
+    before: int | None = None
     for row in target.layers:
         key: object = None
         if row.call is not None and row.kind != "parameter":
-            here, name = _positions(row, batch, positions)
+            here, name = positions(row, batch, before)
             if here is not None:
-                positions = key = here
+                before = key = here
                 if name and (key not in names or "×" not in names[key]):
                     names[key] = name
         found.setdefault(key, Share("")).add(row)
@@ -314,10 +329,10 @@ def by_stage(target: TargetResult) -> list[Share]:
     return sorted(found.values(), key=lambda s: s.label == ELSEWHERE)
 
 
-def _positions(row: LayerRow, batch: int, before: int | None) -> tuple[int | None, str]:
+def positions(row: LayerRow, batch: int, before: int | None) -> tuple[int | None, str]:
     """How many positions a row's output has, and their name where its axes show it."""
     output = row.output_shapes[0] if row.output_shapes else None
-    if not output:
+    if not output or (row.kind == "norm" and before is not None):  # of tokens, of windows, or of weights
         return before, ""
     last_axis = row.kind in ("linear", "embedding", "recurrent") or row.op.lower().startswith(_LAST_AXIS_NORMS)
     spatial = row.kind in ("conv", "pool", "upsample", "norm") and not last_axis
@@ -402,15 +417,22 @@ def bars(shares: Sequence[Share], limit: int, *, largest_first: bool = False) ->
     ]
 
 
+def tally(error: int, warning: int, info: int) -> str:
+    """1 error, 2 warnings and 1 info; empty where there is none."""
+    parts = [plural(number, word) for number, word in ((error, "error"), (warning, "warning"), (info, "info")) if number]
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+
+
+def tally_of(target: TargetResult) -> str:
+    """The target's live findings, counted."""
+    found = [finding.severity for finding in live(target)]
+    return tally(found.count("error"), found.count("warning"), found.count("info")) or "no findings"
+
+
 def verdict(result: AuditResult) -> str:
     """The whole run in one sentence."""
     summary = result.summary
-    parts = [
-        plural(number, word)
-        for number, word in ((summary.error, "error"), (summary.warning, "warning"), (summary.info, "note"))
-        if number
-    ]
-    text = " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts) or "No findings"
+    text = tally(summary.error, summary.warning, summary.info) or "No findings"
     where = f" in {plural(summary.targets, 'target')}" if summary.targets != 1 else ""
     failed = f"; {summary.failed} could not be audited" if summary.failed else ""
     return f"{text}{where}{failed}."
@@ -426,3 +448,55 @@ def lower_bound(target: TargetResult) -> str:
     if target.totals.uncounted_ops:
         why.append(f"{plural(len(target.totals.uncounted_ops), 'op')} without a formula")
     return " and ".join(why)
+
+
+# Checkpoints
+
+
+@dataclass
+class Part:
+    """The tensors of one role and dtype; ``elements`` and ``bytes`` are None where those of any are not known."""
+
+    role: str
+    dtype: str
+    tensors: int = 0
+    elements: int | None = 0
+    bytes: int | None = 0
+    """Of storage; what several tensors share counts for the first."""
+
+
+def by_role(checkpoint: CheckpointInfo) -> list[Part]:
+    """Tensors by role and dtype, in order of first use."""
+    found: dict[tuple[str, str], Part] = {}
+    storages: set[str] = set()
+    for row in checkpoint.tensors:
+        part = found.setdefault((row.role, row.dtype), Part(row.role, clean(row.dtype)))
+        part.tensors += 1
+        part.elements = None if row.shape is None or part.elements is None else part.elements + math.prod(row.shape)
+        if row.storage is None or row.storage not in storages:
+            part.bytes = None if row.bytes is None or part.bytes is None else part.bytes + row.bytes
+        if row.storage is not None:
+            storages.add(row.storage)
+    return list(found.values())
+
+
+def by_tier(checkpoint: CheckpointInfo) -> dict[str, list[GlobalRow]]:
+    """What loading would import, by tier, the worst first."""
+    from convaudit.checkpoints.tiers import TIERS
+
+    found: dict[str, list[GlobalRow]] = {}
+    for row in sorted(checkpoint.globals, key=lambda row: -TIERS.index(row.tier)):
+        found.setdefault(row.tier, []).append(row)
+    return found
+
+
+def kernel_picture(gallery: KernelGallery, kernel: KernelRow) -> list[tuple[str, str]]:
+    """The pixels of a filter as (colour, SVG path), those of one colour together; empty where they are not known."""
+    paths: dict[str, str] = {}
+    area = gallery.height * gallery.width
+    data = base64.b64decode(kernel.pixels or "")
+    for at in range(area if data else 0):
+        levels = [data[plane * area + at] >> 4 for plane in range(gallery.planes)]
+        colour = "#" + "".join(f"{level:x}" for level in (levels * 3)[:3])
+        paths[colour] = paths.get(colour, "") + f"M{at % gallery.width} {at // gallery.width}h1v1h-1z"
+    return list(paths.items())

@@ -1,17 +1,24 @@
-"""Markdown for a pull request or a wiki, always short enough for a GitHub comment."""
+"""Markdown for a pull request or a job's summary, always short enough for a GitHub comment.
+
+What to change comes first; all else is folded. GitHub and GitLab make links of what they find in text: addresses,
+``@names``, ``#1``, commits, ``user/repo#1``, and more. They leave code alone, so every name is a code span, and so is
+every word of a message that is not plainly a word.
+"""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from html import escape
 
-from convaudit.result import AuditResult, LayerRow
+from convaudit.result import AuditResult, Finding, LayerRow, TargetResult, TensorRow
 from convaudit_reports import _figures
+from convaudit_reports._environment import fitted
 
 NAME = "markdown"
 SUFFIX = ".md"
-LIMIT = 65_000
-"""GitHub refuses a comment of more than 65,536 characters."""
+FIRST = 3
+"""How many findings are shown unfolded."""
 
 
 @dataclass(frozen=True)
@@ -21,50 +28,41 @@ class Detail:
     targets: int
     sections: int
     findings: int
-    layers: int
+    rows: int
     text: int
 
 
 LEVELS = (
-    Detail(targets=500, sections=500, findings=200, layers=400, text=600),
-    Detail(targets=300, sections=100, findings=60, layers=100, text=400),
-    Detail(targets=200, sections=40, findings=20, layers=40, text=300),
-    Detail(targets=100, sections=20, findings=10, layers=15, text=200),
-    Detail(targets=60, sections=8, findings=5, layers=5, text=120),
-    Detail(targets=40, sections=0, findings=0, layers=0, text=60),
+    Detail(targets=500, sections=500, findings=200, rows=400, text=600),
+    Detail(targets=300, sections=100, findings=60, rows=100, text=400),
+    Detail(targets=200, sections=40, findings=20, rows=40, text=300),
+    Detail(targets=100, sections=20, findings=10, rows=15, text=200),
+    Detail(targets=60, sections=8, findings=5, rows=5, text=120),
+    Detail(targets=40, sections=0, findings=0, rows=0, text=60),
 )
 """Tried in turn until the report fits; the last always does."""
-_LINKS = re.compile(r"[@#]|:(?=//)|\bwww(?=\.)|\bGH(?=-\d)|\b[0-9a-f]{6}(?=[0-9a-f])", re.IGNORECASE)
-"""Where GitHub would begin a link: mentions, issues, addresses, commits."""
+_WORD = re.compile(r"([(\"']*)(.*?)([.,;:!?)\"']*)")
+_PLAIN = re.compile(r"[^\W_]([\w.,;()%/'\"=+×→−–·≤≥-]*\w[()%'\"]*)?|[×→−–·≤≥=+/-]|[+−±<≥≤]{0,2}\d[\d.,]*[%kMGTPB]?")
+_LINKED = re.compile(r"_|\bwww\.|\b[0-9a-f]{7,}\b|\b[A-Z]\w*-\d", re.IGNORECASE)
+"""Made a link by a host, or an emphasis: addresses, commits, issues of other trackers."""
 
 
 def render(result: AuditResult, **_options: object) -> str:
     """The report, with as much detail as fits."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("convaudit_reports", "templates"),
-        autoescape=False,  # not HTML: every value goes through code, cell or prose below
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    template = environment.get_template("report.md.j2")
-    text = ""
-    for detail in LEVELS:
-        limit = detail.text
-        text = template.render(
-            result=result,
-            f=_figures,
-            detail=detail,
-            heaviest=heaviest,
-            code=lambda value, limit=limit: code(value, limit),
-            cell=lambda value, limit=limit: code(value, limit).replace("|", "\\|"),
-            prose=lambda value, limit=limit: prose(value, limit),
-        )
-        if len(text) < LIMIT:
-            break
-    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+    first = worth_changing(result)
+    return fitted(
+        "report.md.j2",
+        (
+            {
+                "result": result, "first": first, "f": _figures, "detail": detail, "heaviest": heaviest, "largest": largest,
+                "code": lambda value, limit=detail.text: code(value, limit),
+                "cell": lambda value, limit=detail.text: cell(value, limit),
+                "prose": lambda value, limit=detail.text: prose(value, limit),
+                "tag": lambda value, limit=detail.text: tag(value, limit),
+            }
+            for detail in LEVELS
+        ),
+    )  # fmt: skip
 
 
 def code(value: object, limit: int = 300) -> str:
@@ -77,11 +75,46 @@ def code(value: object, limit: int = 300) -> str:
     return f"{fence}{pad}{text}{pad}{fence}"
 
 
+def cell(value: object, limit: int = 300) -> str:
+    """A code span in a table, where a pipe would end the cell even inside of code."""
+    return code(value, limit).replace("|", "\\|")
+
+
+def tag(value: object, limit: int = 300) -> str:
+    """Code as an HTML element, for a ``<summary>``, in which Markdown means nothing."""
+    return f"<code>{escape(_figures.shorten(_figures.clean(str(value)), limit))}</code>"
+
+
 def prose(value: object, limit: int = 300) -> str:
-    """A sentence whose characters mean only themselves; ``@name``, ``#1`` and addresses notify and link nobody."""
-    text = _figures.shorten(_figures.one_line(str(value)), limit)
-    escaped = re.sub(r"([\\`*_{}\[\]<>|~&])", r"\\\1", text)
-    return _LINKS.sub(r"\g<0><!-- -->", escaped)
+    """A sentence that stays a sentence: each word that a host could take for more is a code span. Fit for a table."""
+    words = _figures.shorten(_figures.one_line(str(value)), limit).split()
+    return " ".join(_word(word, not number) for number, word in enumerate(words))
+
+
+def _word(word: str, first: bool) -> str:
+    head, core, tail = _WORD.fullmatch(word).groups()  # type: ignore[union-attr]  # matches everything
+    begins_a_list = first and (not core or re.fullmatch(r"[-+=]|\d+[.)]", word))
+    if not begins_a_list and (not core or (_PLAIN.fullmatch(core) and not _LINKED.search(core))):
+        return word
+    if not core:
+        return code(word)
+    return head + "&#124;".join(code(part) for part in core.split("|")) + tail
+
+
+def worth_changing(result: AuditResult, limit: int = FIRST) -> list[tuple[TargetResult, Finding, list[Finding]]]:
+    """The errors and warnings to read first, each with those that speak of the same layer; a line is named once."""
+    found = [
+        (target, leader, others)
+        for target in result.targets
+        for leader, others in _figures.grouped(_figures.live(target, "error", "warning"))
+    ]
+    found.sort(key=lambda item: (item[1].severity != "error", -_figures.saved_parameters(item[1])))
+    by_line: dict[object, tuple[TargetResult, Finding, list[Finding]]] = {}
+    for item in found:
+        where = item[1].location
+        by_line.setdefault((item[1].rule, where.path, where.line) if where else id(item), item)
+    return list(by_line.values())[:limit]
+
 
 
 def heaviest(rows: list[LayerRow], limit: int) -> list[LayerRow]:
@@ -91,3 +124,9 @@ def heaviest(rows: list[LayerRow], limit: int) -> list[LayerRow]:
     macs, parameters = sum(r.macs or 0 for r in rows) or 1, sum(r.parameters for r in rows) or 1
     order = sorted(range(len(rows)), key=lambda i: -max((rows[i].macs or 0) / macs, rows[i].parameters / parameters))
     return [rows[i] for i in sorted(order[:limit])]
+
+
+def largest(tensors: list[TensorRow], limit: int) -> list[TensorRow]:
+    """The ``limit`` tensors of most bytes, in the file's order."""
+    order = sorted(range(len(tensors)), key=lambda i: -(tensors[i].bytes or 0))
+    return [tensors[i] for i in sorted(order[:limit])]

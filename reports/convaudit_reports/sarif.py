@@ -118,7 +118,9 @@ def _result(target: TargetResult, finding: Finding, index: int, fingerprint: str
     }
     if reviewed:  # the standard wants the property on every result of a run or on none
         kind = "inSource" if finding.suppressed == "inline" else "external"
-        made["suppressions"] = [] if finding.suppressed is None else [{"kind": kind, "status": "accepted"}]
+        reason = finding.evidence.get("reason")
+        why = {"justification": one_line(str(reason))} if reason and kind == "inSource" else {}
+        made["suppressions"] = [] if finding.suppressed is None else [{"kind": kind, "status": "accepted", **why}]
     return made
 
 

@@ -19,6 +19,7 @@ from convaudit_reports._figures import (
     size,
     steps,
 )
+from convaudit_reports._language import speaking, translated
 
 NAME = "text"
 SUFFIX = None
@@ -36,9 +37,12 @@ def render(
     width: int = 0,
     show_info: bool = False,
     quiet: bool = False,
+    lang: str = "en",
     **_options: object,
 ) -> str:
-    """The report. ``width`` 0 is unlimited; ``quiet`` leaves the findings alone, one line each."""
+    """The report. ``width`` 0 is unlimited; ``quiet`` leaves the findings alone, one line each; ``lang`` is theirs."""
+    with speaking(lang):
+        result = translated(result)
     lines: list[Line] = []
     for target in result.targets:
         block = _target(target, width, show_info, quiet)
@@ -103,7 +107,8 @@ def _totals(target: TargetResult) -> Line:
             line.append((f" of {clean(next(iter(totals.bytes_by_dtype)))}", ""))
         if target.checkpoint is not None and totals.file_bytes is not None:
             line.append((f", {plural(len(target.checkpoint.tensors), 'tensor')}", ""))
-            line.append((f" ({target.checkpoint.format}, file of {size(totals.file_bytes)}, weights not read)", ""))
+            read = "" if target.checkpoint.weights_read else ", weights not read"
+            line.append((f" ({target.checkpoint.format}, file of {size(totals.file_bytes)}{read})", ""))
     if target.inputs:
         line.append((f", input {inputs(target.inputs)}", ""))
     return line
@@ -132,7 +137,9 @@ def _failure(target: TargetResult) -> Line:
     if error is None:
         return line
     where = f" at {clean(error.path)}{f':{error.line}' if error.line else ''}" if error.path else ""
-    message = one_line(error.message)
+    message = one_line(error.message.removeprefix(f"{target.target}: "))
+    if f"{error.step} failed: " in message:  # it says where and what itself
+        return [*line, (f": {message}", "")]
     kind = "" if error.type in ("", "TargetError") or message.startswith(error.type) else f"{clean(error.type)}: "
     return [*line, (f" (step {error.step}{where}): {kind}{message}", "")]
 
@@ -182,7 +189,8 @@ def _short_info(finding: Finding, width: int) -> Line:
         rest = f"{layer}: {rest}"
     limit = max(width or 160, 40) - len(head)
     if len(rest) > limit:
-        rest = rest[: limit - 1].rstrip() + "…"
+        rest = rest[: limit - 1]
+        rest = (rest.rpartition(" ")[0] or rest) + "…"
     return [(head, STYLES["info"]), (rest, "")]
 
 

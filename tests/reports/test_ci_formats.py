@@ -340,6 +340,14 @@ def test_sarif_names_who_suppressed(make, sarif_schema, reason: str, kind: str) 
     assert result["suppressions"] == [{"kind": kind, "status": "accepted"}]
 
 
+def test_sarif_justifies_by_the_comments_reason(make, sarif_schema) -> None:
+    found = make.finding("CNV201", "warning", ["a"], suppressed="inline")
+    found.evidence["reason"] = "weights of the 2014 paper"
+
+    (result,) = sarif_run(make.result(make.target(findings=[found])), sarif_schema)["results"]
+    assert [s["justification"] for s in result["suppressions"]] == ["weights of the 2014 paper"]
+
+
 def test_sarif_without_suppressions_leaves_them_unsaid(make, sarif_schema) -> None:
     run = sarif_run(make.result(make.target(findings=[make.finding("CNV201", "warning", ["a"])])), sarif_schema)
 

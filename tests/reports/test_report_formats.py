@@ -184,3 +184,10 @@ def test_changes() -> None:
     assert _figures.change(0, 5) == ""
     assert _figures.change(5, 5) == "±0%"
     assert _figures.change(100, 150) == "+50.0%"
+
+
+@pytest.mark.parametrize(
+    ("after", "said"), [(10_000, "±0%"), (10_001, "+<0.1%"), (9_999, "−<0.1%"), (10_006, "+0.1%"), (9_990, "−0.1%")]
+)
+def test_a_change_too_small_to_show_is_no_zero(after: int, said: str) -> None:
+    assert _figures.change(10_000, after) == said
