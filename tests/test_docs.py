@@ -40,4 +40,4 @@ def test_an_unknown_rule_names_the_nearest() -> None:
     )
 
     assert done.returncode == 2
-    assert done.stderr == "convaudit: no rule 'CNV210x'; the nearest is CNV210\n"
+    assert done.stderr == "convaudit: no rule 'CNV210x'; did you mean 'CNV210'?\n"

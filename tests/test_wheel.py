@@ -25,9 +25,11 @@ ACME001 = "house_rules:NoTanh"
 ACME002 = "house_rules:Broken"
 ACME003 = "house_rules:Missing"
 [project.entry-points."convaudit.reports"]
-lines = "house_rules:Lines"
+lines = "house_rules.lines"
+broken = "house_rules:BrokenFormat"
+nameless = "house_rules:Nameless"
 """,
-    "house_rules.py": '''
+    "house_rules/__init__.py": '''
 from convaudit.rule import Rule
 
 class NoTanh(Rule):
@@ -44,12 +46,25 @@ class Broken(Rule):
     def check(self, context):
         raise KeyError("lost")
 
-class Lines:
-    NAME, SUFFIX = "lines", ".lines"
+class BrokenFormat:
+    NAME, SUFFIX = "broken", ".html"
     @staticmethod
     def render(result, **options):
-        return "".join(f"{t.target} {len(t.findings)}\\n" for t in result.targets)
+        raise KeyError("lost")
+
+class Nameless:
+    pass
 ''',
+    "house_rules/lines.py": '''
+from jinja2 import Environment, PackageLoader
+
+NAME, SUFFIX = "lines", ".lines"
+
+def render(result, **options):
+    environment = Environment(loader=PackageLoader("house_rules", "templates"), keep_trailing_newline=True)
+    return environment.get_template("lines.j2").render(result=result)
+''',
+    "house_rules/templates/lines.j2": "{% for t in result.targets %}{{ t.target }} {{ t.findings|length }}\n{% endfor %}",
 }
 NET = "from torch import nn\n\n\ndef net():\n    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.Tanh())\n"
 
@@ -82,7 +97,7 @@ def test_without_torch(bare: Path) -> None:
     assert "50,177,000" in run(bare, "calc", "linear", "224x224", "1000").stdout
     done = run(bare, "check", "net.py:net")
     assert done.returncode == 2
-    assert "pip install torch" in done.stderr
+    assert "pip install torch" in done.stdout
     assert "Traceback" not in done.stderr
 
 
@@ -90,8 +105,8 @@ def test_with_torch_and_plugins(bare: Path) -> None:
     site = next((bare / "env/lib").glob("python*/site-packages"))
     (site / "torch_of_the_tests.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")  # torch is a large download
     plugin = bare / "plugin"
-    plugin.mkdir()
     for name, text in PLUGIN.items():
+        (plugin / name).parent.mkdir(parents=True, exist_ok=True)
         (plugin / name).write_text(text)
     subprocess.run(
         [sys.executable, "-m", "pip", "-q", "--python", str(bare / "env/bin/python"), "install", "--no-deps", str(plugin)],
@@ -101,7 +116,8 @@ def test_with_torch_and_plugins(bare: Path) -> None:
         [str(bare / "env/bin/python"), "-c", "import convaudit; print(convaudit.__file__)"], cwd=bare, capture_output=True,
         text=True, check=True,
     ).stdout  # fmt: skip
-    done = run(bare, "check", "net.py:net", "--input", "1,3,8,8", "--format", "json", "-o", "out.lines")
+    net = ("check", "net.py:net", "--input", "1,3,8,8", "--format")
+    done = run(bare, *net, "json", "-o", "out.lines", "-o", "out.html")
     findings = {f["rule"]: f for f in json.loads(done.stdout)["targets"][0]["findings"]}
 
     assert home.startswith(str(bare))
@@ -109,6 +125,12 @@ def test_with_torch_and_plugins(bare: Path) -> None:
     assert "ACME002" in findings["CNV001"]["message"]
     assert "lost" in findings["CNV001"]["message"]
     assert (bare / "out.lines").read_text() == "net.py:net 2\n"
+    assert run(bare, *net, "lines").stdout == "net.py:net 2\n"
+    assert "<!doctype html>" in (bare / "out.html").read_text()  # the suffix stays the built-in format's
+    broken = run(bare, *net, "broken")
+    assert broken.returncode == 2
+    assert broken.stderr.splitlines()[-1] == "convaudit: report format 'broken' broke: KeyError: 'lost'"
+    assert "Nameless'> in convaudit.reports lacks NAME, SUFFIX or render" in done.stderr
     assert "plugin 'ACME003' (house_rules:Missing) could not be loaded" in done.stderr
     assert "ACME001" in run(bare, "rule").stdout
     assert done.returncode == 1
