@@ -33,6 +33,8 @@ class Answer(msgspec.Struct):
     """The model's, where the request asks for it; non-persistent buffers as "other"."""
 
 
+_ANSWERS = msgspec.json.Decoder(Answer)
+"""Made here, once: two threads that first decode one type at the same time crash msgspec 0.22."""
 IMPORTED = b"imported"
 """What a worker says between the import of a target's module and the rest of its audit."""
 _HOME = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -88,7 +90,7 @@ class Worker:
             how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
             return self._lost(target, f"{target}: its process died with {how} in {what}", step)
         try:
-            return msgspec.json.decode(line, type=Answer)
+            return _ANSWERS.decode(line)
         except msgspec.DecodeError:
             return self._lost(target, f"{target}: its code wrote into the worker's own channel", "trace")
 

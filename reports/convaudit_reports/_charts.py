@@ -17,6 +17,7 @@ from convaudit_reports._blocks import Block
 from convaudit_reports._figures import count, percent, shape, short, shorten, size
 from convaudit_reports._language import gettext as _
 from convaudit_reports._language import ngettext
+from convaudit_reports._vega import VEGA
 
 PIECES = 28
 """At most this many rectangles in a treemap."""
@@ -364,10 +365,8 @@ def _title(text: str, y: float) -> dict[str, Any]:
 
 def _svg(description: str, width: int, height: int, spec: dict[str, Any]) -> str:
     """The picture, of which each described mark also has a title: what a pointer that rests on it is shown."""
-    import vl_convert
-
     whole = {"$schema": "https://vega.github.io/schema/vega/v5.json", "width": width, "height": height, "padding": 0, "autosize": "none", **spec}
-    svg: str = vl_convert.vega_to_svg(whole)
+    svg = VEGA.svg(whole)
     svg = re.sub(r' (?:d|transform)="[^"]*"', lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), svg)  # enough for a screen
     svg = re.sub(r'(<path aria-label="([^"]*)"[^>]*)/>', r"\1><title>\2</title></path>", svg)
     return svg.replace("<svg ", f'<svg role="group" aria-label="{_attribute(description)}" ', 1)

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from convaudit.errors import ReportError
 from convaudit.result import Location, TargetResult
-from convaudit_reports import _blocks, _charts, _source, html
+from convaudit_reports import _blocks, _charts, _source, _vega, html
 
 SOURCE = "\n".join(f"        line{n} = {n}" for n in range(1, 30))
 
@@ -170,3 +171,18 @@ def test_no_source_on_the_command_line(repository: Path) -> None:
         page = (repository / "models/r.html").read_text(encoding="utf-8")
         assert ("the giant" in page) is expected
         assert str(repository) not in page
+
+
+def test_a_chart_process_that_dies_is_replaced(make) -> None:
+    _vega.VEGA.svg({"width": 10, "height": 10})
+    process = _vega.VEGA.process
+    assert process is not None
+    process.kill()
+
+    assert '<svg role="group"' in html.render(make.result(make.target()))
+    assert _vega.VEGA.process is not process
+
+
+def test_a_chart_that_cannot_be_drawn_is_said() -> None:
+    with pytest.raises(ReportError, match="a chart cannot be drawn: vl-convert ended with exit code 1 3 times"):
+        _vega.Vega().svg({"marks": 1, "width": {}})
