@@ -19,7 +19,16 @@ from convaudit.explain import rule
 from convaudit.kernels import kernels
 from convaudit.pool import Pool
 from convaudit.result import AuditResult
-from convaudit.session import Run, audit_options, name_broken_plugins, say, settings_of, unbuilt, without_unbuilt
+from convaudit.session import (
+    Run,
+    audit_options,
+    name_broken_plugins,
+    say,
+    settings_of,
+    spelled,
+    unbuilt,
+    without_unbuilt,
+)
 from convaudit.settings import FAIL_ON, LANGUAGES, Resolver
 from convaudit.show import show
 
@@ -138,7 +147,7 @@ def check(
     for failed in (t for t in result.targets if t.error is not None):
         if format_name != "text" or statistics or show_globals or template:  # the text report says it
             say(f"{failed.target}: {unbuilt(failed)}")
-    if result.summary.failed or selection.lost:
+    if result.summary.failed or selection.lost or (run.steered and lines and not result.targets):
         sys.exit(2)
     sys.exit(0 if exit_zero else int(run.fails(result)))
 
@@ -176,11 +185,7 @@ def _globals(result: AuditResult) -> str:
         for row in rows:
             how = f"  called with {row.arguments}" if row.called else "  fetched"
             lines.append(f"  {row.tier:<10}  {row.name}  {row.member} at byte {row.offset:,}{how}")
-    return "".join(_one_line(line) + "\n" for line in lines)
-
-
-def _one_line(text: str) -> str:
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode("ascii") for c in text)
+    return "".join(spelled(line) + "\n" for line in lines)
 
 
 @cli.command("cache")

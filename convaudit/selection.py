@@ -59,26 +59,27 @@ def select(
         root = here if _inside(path, here) else str(path.resolve().parent)
         return projects.setdefault(root, Project(Path(root)))
 
-    def take(path: Path, shown: str, *, named: bool) -> None:
+    def take(path: Path, shown: str, *, named: bool) -> bool:
         models = project_of(path).models_in(path, shown, lambda target: settings.of(target).configures(target))
         if models.problem is not None and (named or models.syntax_error or "no model" not in models.problem):
             found.lines.append(models.problem)
             found.lost = found.lost or models.syntax_error or settings.of(shown).strict
         if changed and is_test(path):
             tests.extend([shown] * bool(models.targets))
-            return
+            return False
         for target in models.targets:
             found.add(target, discovered=True)
         left.extend(models.left)
+        return bool(models.targets)
 
     changed_files: list[Path] = []
     for word in words if words or changed else (default,):
         path = Path(word)
         if path.is_dir():
-            before = len(found.targets) + len(found.lines) + len(left)
-            for file, shown in _folder(path, found, allow_code or _inside(path, here), named=bool(words)):
-                take(file, shown, named=False)
-            if len(found.targets) + len(found.lines) + len(left) == before:
+            before = len(found.lines) + len(left)
+            files = _folder(path, found, allow_code or _inside(path, here), named=bool(words))
+            models = [take(file, shown, named=False) for file, shown in files]
+            if files and not any(models) and len(found.lines) + len(left) == before:
                 found.lines.append(f"{word}: no model in its Python files")
         elif word.endswith(".py") and path.is_file():
             changed_files.append(path)
@@ -92,8 +93,7 @@ def select(
             take(path, os.path.relpath(path), named=False)
     if not words and not changed:
         for target in _configured(settings.of(default)):
-            if target_key(target) not in map(target_key, found.targets):
-                found.add(target)
+            found.add(target)
     found.lines += _at_most(left) + _at_most([f"{name}: a test's models are not audited; name one to" for name in tests])
     return found
 
@@ -105,11 +105,7 @@ def _configured(settings: AuditSettings) -> list[str]:
         place, colon, name = match.partition(":")
         if not colon or set(match) & set("*?["):
             continue
-        path = Path(settings.root, place)
-        if not place.endswith(".py"):
-            found.append(match)
-        elif path.is_file():
-            found.append(f"{os.path.relpath(path)}:{name}")
+        found.append(f"{os.path.relpath(Path(settings.root, place))}:{name}" if place.endswith(".py") else match)
     return found
 
 

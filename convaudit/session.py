@@ -28,10 +28,14 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+def spelled(text: str) -> str:
+    """One line of a stranger's text: its control characters are spelled out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode("ascii") for c in text)
+
+
 def say(message: str) -> None:
-    """One line on stderr; what a stranger's message holds of control characters is spelled out."""
-    plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
-    click.echo(f"convaudit: {plain}", err=True)
+    """One line on stderr."""
+    click.echo(f"convaudit: {spelled(message)}", err=True)
 
 
 def audit_options(command: F) -> F:
@@ -212,6 +216,11 @@ class Run:
     def lenient(self, discovered: set[str]) -> set[str]:
         """Those of ``discovered`` that may be left out where they cannot be built: their settings are not ``strict``."""
         return {target for target in discovered if not self.settings.of(target).strict}
+
+    @property
+    def steered(self) -> bool:
+        """Whether the command line says which part or which input is meant."""
+        return any(self.options.get(name) for name in ("inputs", "input_from", "submodule"))
 
     def judged(self, result: AuditResult) -> AuditResult:
         """The result with its suppressed findings marked."""

@@ -236,7 +236,7 @@ def _assign(settings: Any, mapping: dict[str, Any], known: dict[str, str], where
 class Resolver:
     """The settings of each target: those of the file nearest to it, from its own folder upwards, then the command line.
 
-    A folder's own are in the folder itself. What has no place inside the working directory's repository (a library's
+    A folder's own are in the folder itself. A checkpoint, what has no place inside the working directory's repository (a library's
     model, ``package.module:factory``, a file elsewhere) takes those of the working directory.
     """
 
@@ -273,7 +273,7 @@ class Resolver:
         file = target if os.path.isfile(target) else target.partition(":")[0]
         if os.path.isdir(target):
             folder = os.path.realpath(target)
-        elif file.endswith(".py") or os.path.isfile(file):
+        elif file.endswith(".py"):
             folder = os.path.dirname(os.path.realpath(file))
         else:
             return self._here

@@ -10,7 +10,7 @@ from convaudit.errors import UsageError
 from convaudit.pool import Pool
 from convaudit.result import LayerRow, TargetResult
 from convaudit.selection import select
-from convaudit.session import Run, audit_options, settings_of
+from convaudit.session import Run, audit_options, settings_of, spelled
 
 NUMBERS = ("parameters", "macs", "flops", "activation-bytes")
 COLUMNS = ("type", "input", "output", *NUMBERS, "receptive-field", "line")
@@ -42,7 +42,7 @@ def show(target: str, depth: int | None, sort: str | None, columns: str | None, 
     if found.error is not None:
         raise UsageError(f"{target}: {found.error.message}")
     for line in table(found, depth, sort, chosen):
-        click.echo(line)
+        click.echo(spelled(line))
 
 
 def table(found: TargetResult, depth: int | None, sort: str | None, columns: tuple[str, ...]) -> list[str]:

@@ -210,7 +210,7 @@ def _is_there(file: Path, node: ast.ImportFrom) -> bool:
 
 def _from_module(module: Any, name: str, target: str, path: Path, configured: dict[str, Any] | None) -> BuiltTarget:
     if not name:
-        raise TargetError("construct", f"{target}: name a model, as in {target}:Net", kind="ValueError")
+        raise TargetError("construct", f"{target}: name a model, as in {target.rstrip(':')}:Net", kind="ValueError")
     bare, _, call = name.partition("(")
     args, kwargs = _literals(call, target) if call else ((), dict(configured or {}))
     found = module

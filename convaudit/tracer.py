@@ -214,7 +214,8 @@ def _as_it_was(model: nn.Module) -> Iterator[None]:
 
 
 def _materialise(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> nn.Module:
-    model = copy.deepcopy(model)
+    lazy = (b for b in model.buffers() if isinstance(b, nn.parameter.UninitializedBuffer))  # deepcopy refuses these
+    model = copy.deepcopy(model, {id(b): nn.parameter.UninitializedBuffer(device="meta") for b in lazy})  # type: ignore[call-arg]
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if isinstance(parameter, nn.parameter.UninitializedParameter):

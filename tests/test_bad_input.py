@@ -51,6 +51,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "broken.py").write_text("class Net(:\n")
     (tmp_path / "lost.py").write_text("import torch\nimport no_such_package\n")
     (tmp_path / "leaves.py").write_text("import sys\nsys.exit(3)\n")
+    (tmp_path / "plain.py").write_text(NET.partition("class Needs")[0])
     (tmp_path / "bad.toml").write_text("selekt = ['CNV101']\n")
     (tmp_path / "option.toml").write_text("[rules.CNV101]\nmin-parms = 5\n")
     return tmp_path
@@ -87,6 +88,7 @@ def folder(tmp_path: Path) -> Path:
         (["net.py:Net", "-o", "report.docx"], "the format comes from the suffix"),
         (["net.py:Net", "-o", "missing/report.html"], "no such directory missing"),
         (["net.py:Net", "--submodule", "neck"], "no submodule 'neck'"),
+        (["plain.py", "--submodule", "neck"], "no submodule 'neck'"),
         (["net.py:Net", "--statistics", "--format", "json"], "leave out --format"),
         (["net.py:Net", "--no-such-option"], "No such option"),
     ],

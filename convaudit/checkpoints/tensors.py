@@ -266,7 +266,7 @@ def _children(value: Any, path: _Path, role: Role | None, is_root: bool) -> Iter
 
 def _wrappers(root: Any) -> list[str]:
     entries = root.items if isinstance(root, Call) else root
-    if not isinstance(entries, Dict) or any(tensor_of(item) is not None for item in entries[1::2]):
+    if not isinstance(entries, Dict):
         return []
     return [_key(key) for key, item in entries.pairs() if _key(key) in _MODELS and _holds_tensors(item)]
 
@@ -280,8 +280,9 @@ def _holds_tensors(item: Any) -> bool:
 
 
 def _entries(entries: Dict, path: _Path, role: Role | None, is_root: bool) -> Iterator[_Child]:
-    bare = is_root and any(tensor_of(item) is not None for item in entries[1::2])
-    one = is_root and len(_wrappers(entries)) < 2
+    wrappers = _wrappers(entries) if is_root else []
+    bare = is_root and not wrappers and any(tensor_of(item) is not None for item in entries[1::2])
+    one = len(wrappers) < 2
     for key, item in entries.pairs():
         if not isinstance(item, _HOLDERS):
             continue

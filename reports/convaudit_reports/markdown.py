@@ -87,7 +87,7 @@ def tag(value: object, limit: int = 300) -> str:
 
 def prose(value: object, limit: int = 300) -> str:
     """A sentence that stays a sentence: each word that a host could take for more is a code span. Fit for a table."""
-    words = _figures.shorten(_figures.one_line(str(value)), limit).split()
+    words = re.findall(r"\[\d[\d, ]*\]\S*|\S+", _figures.shorten(_figures.one_line(str(value)), limit))  # a shape is a word
     return " ".join(_word(word, not number) for number, word in enumerate(words))
 
 

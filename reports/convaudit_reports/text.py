@@ -63,7 +63,9 @@ def _target(target: TargetResult, width: int, show_info: bool, quiet: bool) -> l
     loud = grouped([f for f in findings if f.severity != "info"])
     infos = [f for f in findings if f.severity == "info" and (show_info or f.rule != "CNV002")]  # its text is above
     if quiet:
-        return [_headline(target, f) for leader, others in loud for f in (leader, *others)]
+        return [_headline(target, f) for leader, others in loud for f in (leader, *others)] + [
+            _headline(target, f) for f in infos if show_info
+        ]
 
     head = [_totals(target), *_limits(target)]
     blocks: list[tuple[int, list[Line]]] = []  # (findings it stands for, its lines)

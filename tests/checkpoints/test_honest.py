@@ -182,6 +182,15 @@ def test_roles_and_ties(tmp_path: Path) -> None:
     assert first.totals.macs is None
 
 
+def test_a_tensor_beside_the_state_dict_is_no_weight(tmp_path: Path) -> None:
+    state = {"model": net().state_dict(), "best": torch.tensor(1.0), "rng": torch.get_rng_state()}
+    torch.save(state, tmp_path / "a.pt")
+    totals = check(tmp_path / "a.pt").totals
+
+    assert totals
+    assert totals.parameters == sum(p.numel() for p in net().parameters())
+
+
 def test_python_2_and_plain_pickles(tmp_path: Path) -> None:
     (tmp_path / "a.pkl").write_bytes(b"\x80\x02ccopy_reg\n_reconstructor\nq\x00c__builtin__\ndict\nc__builtin__\ndict\n}\x87R.")
     for protocol in range(6):

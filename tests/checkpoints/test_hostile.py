@@ -23,7 +23,7 @@ from safetensors.torch import save
 from convaudit.checkpoints.audit import audit_file
 from convaudit.checkpoints.pickle_reader import read
 from convaudit.checkpoints.tiers import tier_of
-from convaudit.settings import AuditSettings
+from convaudit.settings import AuditSettings, Resolver
 
 WATCHED = Path(__file__).with_name("watched.py")
 
@@ -228,3 +228,12 @@ def test_a_downloaded_folder(tmp_path: Path) -> None:
     assert "4 Python files are not executed" in done.stderr
     for name, said in (("pointer.safetensors", "Git LFS pointer"), ("error.bin", "HTML page")):
         assert said in str(audit_file(str(folder / name), AuditSettings()).error)
+
+
+def test_settings_beside_a_checkpoint_are_not_obeyed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "download").mkdir()
+    (tmp_path / "download" / "evil.pt").write_bytes(in_zip(b"\x80\x02" + GLOBAL))
+    (tmp_path / "download" / "convaudit.toml").write_text('fail-on = "never"\nignore = ["CNV6"]\n')
+    monkeypatch.chdir(tmp_path)
+
+    assert Resolver().of("download/evil.pt") == Resolver().of(".")
