@@ -110,15 +110,24 @@ class _Tables:
                     finding.suppressed = "config"
         for pattern, codes in self.settings.per_file_ignores.items():
             whole = TargetSettings(match=pattern).fits(target.target, self.settings.root)
-            if not whole and not any(row.location and fnmatchcase(row.location.path, pattern) for row in target.layers):
+            if not whole and not any(self._in_file(row.location, pattern) for row in target.layers):
                 continue
             for code in codes:
                 self._ask("per-file-ignores", pattern, code, target)
                 for finding in target.findings:
-                    here = whole or (finding.location and fnmatchcase(finding.location.path, pattern))
+                    here = whole or self._in_file(finding.location, pattern)
                     if finding.rule.startswith(code) and here:
                         self.used.add(("per-file-ignores", pattern, code))
                         finding.suppressed = finding.suppressed or "config"
+
+    def _in_file(self, location: Location | None, pattern: str) -> bool:
+        """Whether a glob, relative to the settings file, fits the file of a location."""
+        if location is None:
+            return False
+        root = self.settings.root
+        path = os.path.join(repository_root(os.getcwd()), location.path)
+        inside = root and path.startswith(root + os.sep)
+        return fnmatchcase(os.path.relpath(path, root).replace(os.sep, "/") if inside else location.path, pattern)
 
     def _ask(self, table: str, pattern: str, code: str, target: TargetResult) -> None:
         if target.status == "ok":

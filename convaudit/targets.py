@@ -55,9 +55,10 @@ def build(target: str, args: dict[str, Any] | None = None, imported: Callable[[]
         raise TargetError(
             "read", f"{target}: neither a .py file nor MODULE:NAME, timm:NAME or torchvision:NAME", kind="ValueError"
         )
-    module = load(head)
+    with construction_locations() as lines:
+        module = load(head)
     imported()
-    return _from_module(module, name, target, Path(getattr(module, "__file__", "") or "."), args)
+    return _from_module(module, name, target, Path(getattr(module, "__file__", "") or "."), args, lines)
 
 
 def load(head: str) -> Any:
@@ -148,6 +149,8 @@ _FAILED: dict[tuple[str, int], TargetError] = {}
 
 
 def _absent(path: str | Path) -> str:
+    if os.path.exists(path):
+        return "no regular file"
     return f"a link to {os.readlink(path)}, which is not there" if os.path.islink(path) else "no such file or folder"
 
 
@@ -208,7 +211,9 @@ def _is_there(file: Path, node: ast.ImportFrom) -> bool:
     return wanted.is_dir() or wanted.with_suffix(".py").is_file()
 
 
-def _from_module(module: Any, name: str, target: str, path: Path, configured: dict[str, Any] | None) -> BuiltTarget:
+def _from_module(
+    module: Any, name: str, target: str, path: Path, configured: dict[str, Any] | None, lines: ConstructionLines
+) -> BuiltTarget:
     if not name:
         raise TargetError("construct", f"{target}: name a model, as in {target.rstrip(':')}:Net", kind="ValueError")
     bare, _, call = name.partition("(")
@@ -220,7 +225,7 @@ def _from_module(module: Any, name: str, target: str, path: Path, configured: di
             raise TargetError("construct", f"{target}: no {bare!r} in it{nearest(bare, known)}", kind="AttributeError")
         found = getattr(found, part)
     if isinstance(found, nn.Module):
-        return BuiltTarget(unwrap(found), ConstructionLines())
+        return BuiltTarget(unwrap(found), lines)
     if isinstance(found, type) and not issubclass(found, nn.Module):
         raise TargetError("construct", f"{target}: class {bare} is not an nn.Module", kind="TypeError")
     if not callable(found):

@@ -63,6 +63,7 @@ def folder(tmp_path: Path) -> Path:
         (["nothing.py:Net"], "no such file"),
         (["nothing.py"], "no such file"),
         (["nothing.pt"], "no such file"),
+        (["/dev/null"], "no regular file"),
         (["broken.py:Net"], "broken.py:1: syntax error"),
         (["broken.py"], "broken.py:1: syntax error"),
         (["lost.py:Net"], "lost.py:2: import failed: ModuleNotFoundError"),
@@ -169,9 +170,10 @@ def test_user_prints_do_not_spoil_the_json(folder: Path) -> None:
     assert "import" in done.stderr
 
 
-def test_findings_exit_1_and_name_the_constructing_line(folder: Path) -> None:
+@pytest.mark.parametrize("made", ["def net():\n    return", "# when it is imported\nnet ="])
+def test_findings_exit_1_and_name_the_constructing_line(folder: Path, made: str) -> None:
     (folder / "big.py").write_text(
-        "from torch import nn\n\n\ndef net():\n    return nn.Sequential(\n        nn.Conv2d(3, 64, 3, 2, 1),\n"
+        f"from torch import nn\n\n\n{made} nn.Sequential(\n        nn.Conv2d(3, 64, 3, 2, 1),\n"
         "        nn.Flatten(),\n        nn.Linear(64 * 16 * 16, 128),\n    )\n"
     )
     done = convaudit(

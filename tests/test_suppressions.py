@@ -103,6 +103,17 @@ def test_tables_by_layer_and_by_path(folder: Path) -> None:
     assert done.returncode == 0
 
 
+@pytest.mark.parametrize(("pattern", "hidden"), [("heads.py", "config"), ("sub/heads.py", None)])
+def test_paths_are_relative_to_the_settings_file(folder: Path, pattern: str, hidden: str | None) -> None:
+    (folder / "sub").mkdir()
+    (folder / "sub" / "heads.py").write_text("from torch import nn\n\n\ndef head(width):\n    return nn.Linear(64 * 16 * 16, width)\n")
+    (folder / "sub" / "net.py").write_text("from heads import head\n" + NET.replace("nn.Linear(\n            64 * 16 * 16,\n            width,\n        )", "head(width)"))
+    (folder / "sub" / "convaudit.toml").write_text(f'[per-file-ignores]\n"{pattern}" = ["CNV101"]\n')
+    findings, _ = check(folder, "sub/net.py:Net", *OPTIONS)
+
+    assert suppressed(findings)["CNV101"] == hidden
+
+
 def test_a_baseline_survives_moved_lines_and_fails_on_what_is_new(folder: Path) -> None:
     _, done = check(folder, "net.py", *OPTIONS, "--write-baseline", "base.json")
     assert done.returncode == 0

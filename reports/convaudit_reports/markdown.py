@@ -14,6 +14,7 @@ from html import escape
 from convaudit.result import AuditResult, Finding, LayerRow, TargetResult, TensorRow
 from convaudit_reports import _figures
 from convaudit_reports._environment import fitted
+from convaudit_reports._source import public
 
 NAME = "markdown"
 SUFFIX = ".md"
@@ -48,7 +49,8 @@ _LINKED = re.compile(r"_|\bwww\.|\b[0-9a-f]{7,}\b|\b[A-Z]\w*-\d", re.IGNORECASE)
 
 
 def render(result: AuditResult, **_options: object) -> str:
-    """The report, with as much detail as fits."""
+    """The report, with as much detail as fits; paths are relative, or shortened to their end."""
+    result = public(result)
     first = worth_changing(result)
     return fitted(
         "report.md.j2",

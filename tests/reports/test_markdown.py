@@ -148,3 +148,11 @@ def test_a_name_is_text_in_a_diff(make, name: str, host) -> None:
     assert not page.attributes
     assert not REFERENCE.search(page.text), REFERENCE.search(page.text)
     assert all(len(set(rows)) == 1 for rows in page.tables)
+
+
+def test_no_home_folder_in_a_message(make) -> None:
+    found = make.finding("CNV101", "warning", ["fc"], message="read of /home/someone/weights.pt failed")
+    page = markdown.render(make.result(make.target(findings=[found])))
+
+    assert "/home" not in page
+    assert "someone" not in page
