@@ -103,6 +103,9 @@ def _chosen(file: Checkpoint, key: str | None, made: Plan) -> list[tuple[str, in
         what = f"no tensors under {key!r}" if key is not None else "no state_dict of its own"
         raise UsageError(f"{file.path}: has {what}" + (f"; --key takes one of these (tensors): {held}" if held else ": it holds no tensors"))
     taken = {index for _, index in found}
+    packed = next((row for index, row in rows if index not in taken and row.role == "other" and row.dtype.startswith("q")), None)
+    if packed is not None:
+        raise UsageError(f"{file.path}: {packed.name[:80]!r} holds a quantized layer's packed weights: safetensors has no word for them")
     left = Counter(row.role for index, row in rows if index not in taken)
     if left:
         made.lines.append(f"left out (tensors): {', '.join(f'{role} ({count:,})' for role, count in left.items())}")

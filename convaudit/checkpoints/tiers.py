@@ -149,7 +149,7 @@ def _tier(module: str, name: str) -> Tier:
         return "classes"
     if module == "torch.nn.functional" and name in _ACTIVATIONS:
         return "classes"
-    if (module, name) == ("torch._C._nn", "gelu"):
+    if (module, name) in (("torch._C._nn", "gelu"), ("torch", "ScriptObject")):  # the latter: a quantized LSTM's weights
         return "classes"
     if top == "__main__" or top == "__torch__":
         return "classes"

@@ -147,6 +147,10 @@ def two(key: str = "discriminator") -> dict[str, Any]:
     return {"generator": {"w": torch.ones(2)}, key: {"w": torch.zeros(3)}}
 
 
+def quantized(layer: nn.Module) -> dict[str, Any]:
+    return torch.ao.quantization.quantize_dynamic(nn.Sequential(layer), {type(layer)}, dtype=torch.qint8).state_dict()
+
+
 @pytest.mark.parametrize(
     ("value", "options", "said"),
     [
@@ -159,6 +163,7 @@ def two(key: str = "discriminator") -> dict[str, Any]:
         ({"m": torch.empty(3, device="meta")}, (), "cannot be read in place"),
         ({"c": torch.ones(3, dtype=torch.complex128)}, (), "is of dtype complex128"),
         ({"a": (whole := torch.arange(6.0))[:4], "b": whole[2:]}, (), "share elements and are not the same tensor"),
+        (quantized(nn.Linear(8, 4)), (), "holds a quantized layer's packed weights"),
         ({"e": torch.ones(1).expand(9_000_000)}, (), "would take 36,000,000 bytes"),
         ({"__metadata__": torch.ones(1)}, (), "keeps that name for itself"),
     ],

@@ -166,6 +166,13 @@ def test_honest_files(tmp_path: Path, name: str, zipped: bool) -> None:
         assert result.totals.parameters == sum(p.numel() for p in value.parameters())
 
 
+def test_a_quantized_lstm_is_no_unsafe_pickle(tmp_path: Path) -> None:
+    made = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.LSTM(4, 4)), {nn.LSTM}, dtype=torch.qint8)
+    torch.save(made.state_dict(), tmp_path / "a.pt")
+
+    assert [f.rule for f in check(tmp_path / "a.pt").findings] == ["CNV610"]
+
+
 def test_roles_and_ties(tmp_path: Path) -> None:
     torch.save(trained(), tmp_path / "a.pt")
     torch.save(tied(), tmp_path / "b.pt")
