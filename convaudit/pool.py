@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from convaudit.child import command
 from convaudit.discovery import definition_of
 from convaudit.errors import ConvauditError
 from convaudit.result import TargetFailure, TargetResult, TensorRow, failed_target
@@ -37,9 +38,6 @@ _ANSWERS = msgspec.json.Decoder(Answer)
 """Made here, once: two threads that first decode one type at the same time crash msgspec 0.22."""
 IMPORTED = b"imported"
 """What a worker says between the import of a target's module and the rest of its audit."""
-_HOME = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-_START = "import sys; sys.path[:1] = []; sys.path.append(sys.argv[1]); from convaudit.worker import main; main()"
-"""Without the working directory on ``sys.path``: what lies there must not stand in for the worker's own modules."""
 _START_LIMIT = 120.0  # seconds that a worker may take to import torch
 
 
@@ -50,7 +48,7 @@ class Worker:
         self.ready = False
         try:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", _START, _HOME],
+                command("convaudit.worker"),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 start_new_session=True,

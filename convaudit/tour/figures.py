@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from dataclasses import dataclass
 from math import hypot
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from convaudit.calc import conv_cost, linear_cost
+from convaudit.child import command
 from convaudit.classic_kernels import CLASSIC_KERNELS, ClassicKernel
 from convaudit.errors import ConvauditError
 from convaudit.result import TargetResult
@@ -238,16 +237,12 @@ class Measured(msgspec.Struct):
     algorithms: dict[str, float]
 
 
-_START = "import sys; sys.path[:1] = []; sys.path.append(sys.argv[1]); from convaudit.tour.measure import main; main()"
-
-
 class Measuring:
     """A process that measures while this one goes on."""
 
     def __init__(self) -> None:
-        home = str(Path(__file__).parents[2])
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _START, home],
+            command("convaudit.tour.measure"),
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
         )  # fmt: skip

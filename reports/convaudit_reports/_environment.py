@@ -1,11 +1,15 @@
-"""The Jinja environment of the built-in templates that are not HTML, and Markdown that always fits a comment."""
+"""The Jinja environments of the built-in templates, and Markdown that always fits a comment."""
 
 from __future__ import annotations
 
+import base64
 import functools
+import hashlib
 import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
+
+from convaudit_reports import _figures, _language
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -16,16 +20,34 @@ LIMIT = 65_000
 
 @functools.cache
 def environment() -> Environment:
-    """For the templates beside this file. Nothing is escaped: a template puts every value through a filter."""
+    """For templates that are not HTML. Nothing is escaped: a template puts every value through a filter."""
+    return _made(autoescape=False)
+
+
+def page_environment() -> Environment:
+    """For HTML pages: values are escaped, texts are in the language spoken."""
+    made = _made(autoescape=True)
+    _language.install(made)
+    made.globals["f"] = _figures
+    made.filters.update(clean=_figures.clean, line=_figures.one_line)
+    return made
+
+
+def _made(*, autoescape: bool) -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     return Environment(
         loader=PackageLoader("convaudit_reports", "templates"),
-        autoescape=False,
+        autoescape=autoescape,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def policy_hash(text: str) -> str:
+    """How a Content-Security-Policy names a style or a script."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
 
 
 def fitted(name: str, contexts: Iterable[dict[str, Any]]) -> str:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-import convaudit
+from convaudit.child import command
 from convaudit.errors import ReportError
 from convaudit.result import AuditResult, Saving, TargetResult
 from convaudit_reports import _figures, markdown
@@ -32,8 +32,6 @@ MEMORY = 2 * 1024**3
 CHARACTERS = 50_000_000
 SENTENCES = ("message", "suggestion", "notes")
 """Fields whose line breaks are spaces."""
-_START = "import sys; sys.path[:1] = []; sys.path += sys.argv[1:]; from convaudit_reports._template import main; main()"
-"""Without the working directory on ``sys.path``: what lies there must not stand in for a module."""
 
 
 class Template:
@@ -54,10 +52,9 @@ class Template:
     def render(self, result: AuditResult, **_options: object) -> str:
         """The template's text. Raises :class:`ReportError`, with the template's line where it is known."""
         request = {"path": str(self.path), "escape": self.escape, "result": json.loads(json_format.render(result))}
-        home = [str(Path(module.__file__).parents[1]) for module in (convaudit, _figures) if module.__file__]
         try:
             done = subprocess.run(
-                [sys.executable, "-c", _START, *home], input=json.dumps(request), capture_output=True, text=True,
+                command(__name__, str(Path(__file__).parents[1])), input=json.dumps(request), capture_output=True, text=True,
                 encoding="utf-8", timeout=SECONDS, check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired as error:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from convaudit import __version__
 from convaudit.result import Finding, LayerRow, TargetResult
 from convaudit.tour import figures
-from convaudit_reports import _figures, _language, html
+from convaudit_reports import _language
+from convaudit_reports._environment import page_environment, policy_hash
 
 if TYPE_CHECKING:
     from convaudit.tour.figures import Image, Tour
@@ -18,20 +19,15 @@ GREYS = 32
 
 def render(tour: Tour, *, lang: str = "en") -> str:
     """The whole page, in one of :data:`convaudit.settings.LANGUAGES`."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
     from convaudit.registry import rules
 
     folder = files("convaudit_reports") / "templates"
     style = "".join((folder / name).read_text(encoding="utf-8") for name in ("report.css", "tour.css"))
-    environment = Environment(
-        loader=PackageLoader("convaudit_reports", "templates"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    _language.install(environment)
-    environment.globals.update(f=_figures, t=figures, rules=rules(), said=_language.said, convs=convs, finding=finding)
-    environment.filters.update(pixels=pixels, clean=_figures.clean, line=_figures.one_line)
+    environment = page_environment()
+    environment.globals.update(t=figures, rules=rules(), said=_language.said, convs=convs, finding=finding)
+    environment.filters["pixels"] = pixels
     with _language.speaking(lang):
         return environment.get_template("tour.html.j2").render(
             lang=lang,
@@ -40,7 +36,7 @@ def render(tour: Tour, *, lang: str = "en") -> str:
             measured=tour.measured,
             version=__version__,
             style=Markup(style),
-            style_hash=html._hash(style),
+            style_hash=policy_hash(style),
         )
 
 

@@ -5,8 +5,6 @@ Its Content-Security-Policy names the hashes of its own style and script, so not
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from convaudit.result import AuditResult, Finding, LayerRow, TargetResult
 from convaudit_reports import _figures, _language
+from convaudit_reports._environment import page_environment, policy_hash
 from convaudit_reports._language import gettext as _
 from convaudit_reports._language import ngettext
 
@@ -36,7 +35,6 @@ FOLD = 300
 
 def render(result: AuditResult, *, lang: str = "en", source: bool = True, **_options: object) -> str:
     """The whole page. ``lang`` is its language; without ``source`` no line of source code is in it."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
     from convaudit_reports._source import Sources, public
@@ -44,17 +42,7 @@ def render(result: AuditResult, *, lang: str = "en", source: bool = True, **_opt
     folder = files("convaudit_reports") / "templates"
     style = (folder / "report.css").read_text(encoding="utf-8")
     script = (folder / "report.js").read_text(encoding="utf-8")
-    environment = Environment(
-        loader=PackageLoader("convaudit_reports", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    _language.install(environment)
-    environment.globals["f"] = _figures
-    environment.filters["clean"] = _figures.clean
-    environment.filters["line"] = _figures.one_line
+    environment = page_environment()
     with _language.speaking(lang):
         shown = _language.translated(public(result))
         views = list(_views(result, shown, Sources() if source else None))
@@ -67,8 +55,8 @@ def render(result: AuditResult, *, lang: str = "en", source: bool = True, **_opt
             rules=_rules(shown),
             style=Markup(style),
             script=Markup(script),
-            style_hash=_hash(style),
-            script_hash=_hash(script),
+            style_hash=policy_hash(style),
+            script_hash=policy_hash(script),
         )
 
 
@@ -241,7 +229,3 @@ def _rules(result: AuditResult) -> dict[str, dict[str, str]]:
         code: {heading: _figures.section(known[code].documentation(), heading) for heading in ("Why it matters", "Exceptions")}
         for code in codes & set(known)
     }  # fmt: skip
-
-
-def _hash(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
