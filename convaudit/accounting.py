@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.fx import Graph, Node
@@ -30,6 +30,7 @@ def account(graph: LayerGraph) -> None:
     holders = _holders(graph)
     rows: list[LayerRow] = []
     seen: set[str] = set()
+    row_of: dict[Node, int] = {}
     for node, call in graph.calls:
         names = holders.pop(call.layer, []) if _holds(call) else []
         seen.update(names)
@@ -45,6 +46,7 @@ def account(graph: LayerGraph) -> None:
         if node.op != "call_module" and not costs:
             continue
         field = fields.get(node)
+        row_of[node] = len(rows)
         rows.append(
             LayerRow(
                 name=call.layer, call=call.index, op=call.label, kind=call.kind,
@@ -56,9 +58,34 @@ def account(graph: LayerGraph) -> None:
                 location=call.location if _functional(graph, call) else location_of(graph, call.layer),
             )
         )  # fmt: skip
+    for node, sources in _row_sources(graph, row_of).items():
+        rows[row_of[node]].inputs_from = sources
     rows += _left_over(graph, seen)
     graph.layers = rows
     graph.totals = totals(graph)
+
+
+def _row_sources(graph: LayerGraph, row_of: dict[Node, int]) -> dict[Node, list[int | Literal["input"]] | None]:
+    """What each node with a row reads of rows and of the input, nodes without one looked through; None where the trace lost it."""
+    gives: dict[Node, tuple[int | Literal["input"], ...] | None] = {}
+    reads: dict[Node, list[int | Literal["input"]] | None] = {}
+    for node in graph.graph.nodes:
+        if node.op == "placeholder":
+            gives[node] = ("input",)
+            continue
+        if node.op == "get_attr":
+            value = graph.root[str(node.target)]
+            lost = str(node.target).startswith("_constant_") and value.device.type == "meta"  # an operator was not recorded
+            gives[node] = None if lost else ()
+            continue
+        sources = [gives[source] for source in node.all_input_nodes]
+        known = [source for source in sources if source is not None]
+        read = list(dict.fromkeys(row for source in known for row in source)) if len(known) == len(sources) else None
+        if node in row_of:
+            reads[node], gives[node] = read, (row_of[node],)
+        else:
+            gives[node] = None if read is None else tuple(read)
+    return reads
 
 
 def _holds(call: Call) -> bool:

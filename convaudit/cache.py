@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import json
 import os
 import platform
 import re
@@ -65,7 +66,7 @@ def key_of(request: dict[str, Any]) -> str:
         SCHEMA_VERSION, __version__, _torch(), platform.python_version(), sys.prefix, os.getcwd(),
         os.environ.get("PYTHONPATH", ""), [_changed(path) for path in sys.path if path.endswith("-packages")], request,
     ]  # fmt: skip
-    return hashlib.sha256(msgspec.json.encode(parts, enc_hook=str)).hexdigest()
+    return hashlib.sha256(json.dumps(parts, default=str).encode("ascii")).hexdigest()  # a path need not be UTF-8
 
 
 @functools.cache

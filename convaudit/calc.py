@@ -72,7 +72,7 @@ def conv_cost(
     }
 
 
-class _Size(click.ParamType[tuple[int, ...]]):
+class _Size(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.3 only
     name = "HxW"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:

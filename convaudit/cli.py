@@ -18,7 +18,7 @@ from convaudit.errors import ConvauditError
 from convaudit.explain import rule
 from convaudit.kernels import kernels
 from convaudit.pool import Pool
-from convaudit.result import AuditResult
+from convaudit.result import AuditResult, note_lines
 from convaudit.session import (
     Run,
     audit_options,
@@ -84,7 +84,7 @@ def cli() -> None:
 @click.option("--no-source", is_flag=True, help="No line of source code in the html report.")
 def check(
     targets: tuple[str, ...], format_name: str, outputs: tuple[Path, ...], template: Path | None, exit_zero: bool, quiet: bool, show_what: str | None, lang: str, no_source: bool,
-    jobs: int, statistics: bool, show_settings: bool, show_globals: bool, changed: bool, allow_code: bool, add_ignore: bool, **options: Any,
+    jobs: int | None, statistics: bool, show_settings: bool, show_globals: bool, changed: bool, allow_code: bool, add_ignore: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Audit models (model.py:Net, model.py, a folder, package.module:factory, timm:NAME, torchvision:NAME) and checkpoints.
 
@@ -127,13 +127,17 @@ def check(
         if options["prune_baseline"]:
             run.prune_baselines(result, targets or (".",))
         result = run.judged(result)
+    if changed and not targets:
+        say("--changed: no files were given, so nothing was audited")
     if add_ignore:
         _add_ignore(result, settings)
         result = run.judged(result)
+    result.notes = selection.notes
     for path, writer in writers:
         output.write(path, output.text_of(writer, result, lang=lang, source=not no_source))
-    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    if not result.targets and format_name == "text" and template is None:
+    colour = not os.environ.get("NO_COLOR") and (sys.stdout.isatty() or bool(os.environ.get("FORCE_COLOR")))
+    reads_notes = format_name == "text" and not (statistics or show_globals or template or quiet)
+    if not result.targets and format_name == "text" and template is None and not (reads_notes and result.notes):
         text = ""
     elif statistics:
         text = _statistics(result)
@@ -142,8 +146,10 @@ def check(
     else:
         infos = show_what == "info" or any(settings.of(t.target).fail_on == "info" for t in result.targets)
         text = output.text_of(report, result, color=colour, show_info=infos, quiet=quiet, lang=lang, source=not no_source)
-    click.echo(text, nl=bool(text) and not text.endswith("\n"))
+    click.echo(text, nl=bool(text) and not text.endswith("\n"), color=colour)
     output.append_job_summary(format_name, report, result)
+    for line in () if reads_notes else note_lines(result.notes):
+        say(line)
     for failed in (t for t in result.targets if t.error is not None):
         if format_name != "text" or statistics or show_globals or template:  # the text report says it
             say(f"{failed.target}: {unbuilt(failed)}")
@@ -156,7 +162,7 @@ def _add_ignore(result: AuditResult, settings: Resolver) -> None:
     from convaudit import suppressions
 
     written, left = suppressions.add_comments(result, settings.of)
-    say(f"{written} finding{'s' * (written != 1)} ignored by comments that were written")
+    say("no findings to ignore" if not written else f"{written} finding{'s' * (written != 1)} ignored by comments that were written")
     for line in left:
         say(f"not written: {line}")
 
@@ -181,7 +187,7 @@ def _globals(result: AuditResult) -> str:
         if target.checkpoint is None:
             continue
         rows = sorted(target.checkpoint.globals, key=lambda row: -TIERS.index(row.tier))
-        lines.append(f"{target.target}: {len(rows)} globals" if rows else f"{target.target}: no globals")
+        lines.append(f"{target.target}: {len(rows):,} global{'s' * (len(rows) != 1)}" if rows else f"{target.target}: no globals")
         for row in rows:
             how = f"  called with {row.arguments}" if row.called else "  fetched"
             lines.append(f"  {row.tier:<10}  {row.name}  {row.member} at byte {row.offset:,}{how}")

@@ -22,6 +22,7 @@ from convaudit.result import (
     InputInfo,
     LayerRow,
     Location,
+    Saving,
     Severity,
     TargetResult,
     TensorRow,
@@ -54,7 +55,7 @@ class Side(msgspec.Struct):
     commit: str | None
     """Full hash of the commit that was audited; null for the working tree, a library's model or a saved result."""
     torch_version: str | None
-    """Null where it is not known: a saved result does not say."""
+    """Null where it is not known: of checkpoints, and of a result that does not say."""
     convaudit_version: str = __version__
 
 
@@ -134,6 +135,8 @@ class FindingChange(msgspec.Struct):
     """The layers that a spread finding did not name before."""
     suggestion: str
     location: Location | None
+    saving: Saving | None = None
+    """Of following the suggestion, measured where the finding stands: on OLD for a fixed one, else on NEW."""
 
 
 class StateDict(msgspec.Struct):
@@ -460,7 +463,7 @@ def _change(
 ) -> FindingChange:
     return FindingChange(
         status, finding.rule, finding.name, finding.severity, before, finding.message, finding.layers, new_layers,
-        finding.suggestion, finding.location,
+        finding.suggestion, finding.location, finding.saving,
     )  # fmt: skip
 
 

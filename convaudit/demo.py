@@ -22,12 +22,14 @@ REAL = ("torchvision:alexnet", "torchvision:vgg16", "timm:resnet50", "timm:effic
 
 @click.command()
 @click.option("--output-dir", type=click.Path(path_type=Path), default=Path("convaudit-demo"), show_default=True)
+@click.option("-o", "--output", "outputs", multiple=True, type=click.Path(path_type=Path), help="Report file beside those; repeats.")
 @click.option("--jobs", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--lang", type=click.Choice(LANGUAGES), default="en", show_default=True, help="Language of the tour and the reports; data stays the same.")
-def demo(output_dir: Path, jobs: int, lang: str) -> None:
+def demo(output_dir: Path, outputs: tuple[Path, ...], jobs: int, lang: str) -> None:
     """Audit the article's networks and a few real ones; write tour.html (from fully connected to convolution, in live
     figures), report.html, report.md and report.json."""
     from convaudit import output
+    from convaudit.errors import ReportError
     from convaudit.pool import Pool
     from convaudit.registry import report_part
     from convaudit.result import assemble
@@ -41,7 +43,13 @@ def demo(output_dir: Path, jobs: int, lang: str) -> None:
         {"target": name, "settings": settings} for name in REAL if importlib.util.find_spec(name.partition(":")[0])
     ]
     separable = {**requests[list(ARTICLE).index("BasicCNN")], "settings": dataclasses.asdict(AuditSettings(select=["CNV501"]))}
-    output_dir.mkdir(parents=True, exist_ok=True)
+    writers, _ = output.chosen(outputs, "text", None)
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ReportError(f"--output-dir {output_dir}: cannot be made: {error.strerror}") from error
+    for path in outputs:
+        output.check_writable(path)
     with Pool(jobs) as pool:
         pool.start()
         measuring = Measuring()
@@ -56,5 +64,8 @@ def demo(output_dir: Path, jobs: int, lang: str) -> None:
     for name, page in pages.items():
         output.write(output_dir / name, page)
         click.echo(f"wrote {output_dir / name}")
+    for path, writer in writers:
+        output.write(path, output.text_of(writer, result, lang=lang))
+        click.echo(f"wrote {path}")
     if result.summary.failed:
         sys.exit(2)

@@ -35,7 +35,7 @@ _SUFFIXES = {".txt": "text", ".md": "markdown", ".json": "json"}
 @click.option("--fail-on", "fail_on", type=click.Choice(FAIL_ON), default="never", show_default=True, help="Exit 1 for findings of this severity that OLD does not have.")
 def diff(
     old: str, new: str | None, format_name: str, outputs: tuple[Path, ...], show_all: bool, limits: tuple[str, ...], fail_on: str,
-    jobs: int, **options: Any,
+    jobs: int | None, **options: Any,
 ) -> None:  # fmt: skip
     """What changed from OLD to NEW: figures, layers, findings, keys of the state_dict, tensors of checkpoints.
 
@@ -84,6 +84,8 @@ def _limit(text: str) -> Limit:
 def _without_revision(old: str) -> str:
     from convaudit import revisions
 
+    if old.endswith(".json"):
+        raise UsageError(f"{old} is a saved result: name what to compare it with, as in convaudit diff {old} model.py:Net")
     target, revision = revisions.split(old)
     if revision is None:
         raise UsageError(f"{old} has no revision: name a second target to compare with, or {target}@REVISION")

@@ -1,8 +1,8 @@
 """Which classes and functions of a project are models, read from its source: nothing runs, torch is not imported.
 
 A model is an ``nn.Module`` class that no other model of the project is made of, or a function without required
-arguments that returns one. A class that needs arguments gives way to the functions that make it, or else, where it
-has no layers of its own, to the classes it wraps.
+arguments that returns one. A class that others only inherit from is one where it has layers and a forward. A class that
+needs arguments gives way to the functions that make it, or else to the classes with layers and a forward that it is made of.
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ import functools
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from convaudit.paths import relative_path
+from convaudit.paths import relative_path, working_directory
 
 _MODULES = {"Module", "Sequential", "LightningModule", "ScriptModule"}
 _LIBRARIES = ("torch.nn", "torchvision.models", "timm", "pytorch_lightning", "lightning")
 _NO_MODELS = ("Loss", "Criterion", "Metric", "Dataset", "DataModule", "Sampler", "Transform", "Optimizer", "Scheduler")
 _NO_LAYERS = ("Module", "ModuleList", "ModuleDict", "Parameter", "Identity", "DataParallel")
-_SKIPPED = {".git", ".hg", ".venv", "venv", "env", "node_modules", "site-packages", "__pycache__", "build", "dist",
+SKIPPED = {".git", ".hg", ".venv", "venv", "env", "node_modules", "site-packages", "__pycache__", "build", "dist",
             ".tox", ".nox", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".eggs"}  # fmt: skip
 
 Name = tuple[Path, str]
@@ -51,7 +52,7 @@ class Definition:
     forwards: bool = False
     """A class with a ``forward`` of its own."""
     abstract: bool = False
-    """A class with abstract methods."""
+    """A class with abstract methods, or a ``forward`` that only raises."""
 
 
 @dataclass
@@ -87,10 +88,13 @@ class Discovered:
 
 
 class Project:
-    """The Python files of a repository (or of a folder outside one), parsed when first needed."""
+    """The Python files of a repository (or of a folder outside one), parsed when first needed.
 
-    def __init__(self, root: Path) -> None:
-        self.root = root.resolve()
+    ``audited``: those whose models are audited in this run; only they take a model with them as a part of theirs.
+    """
+
+    def __init__(self, root: Path, audited: Callable[[Path], bool] = lambda path: not is_test(path)) -> None:
+        self.root, self.audited = root.resolve(), audited
         self._parsed: dict[Path, SourceFile | None] = {}
         self._resolved: dict[tuple[Path, str], Name | str | None] = {}
         self._imported: dict[tuple[Path, int, str, str | None], tuple[Path | None, str]] = {}
@@ -276,25 +280,64 @@ class Project:
         ]
 
     def is_part(self, key: Name) -> bool:
-        """Whether this class is a block of another, through others, or handed to a call as a value.
+        """Whether this class is a block of a model, through others, or handed to a call as a value.
 
-        A class that needs arguments and has no layers of its own only wraps it.
+        One that could be a model by itself is no part of classes that cannot be built or are not audited, nor of those that
+        inherit from it.
         """
-        seen, queue = {key}, [key]
+        source = self._known(key[0])
+        own = source.definitions.get(key[1]) if source else None
+        complete = own is not None and own.kind == "class" and self._is_complete(key[0], own)
+        seen, kin, queue = {key}, {key}, [key]
         while queue:
-            for user, definition in self._readers(queue.pop()):
+            current = queue.pop()
+            for user, definition in self._readers(current):
                 reader = (user, definition.name)
+                inherits = any(self.resolve(user, base) == current for base in definition.bases)
                 built = definition.kind != "class" or not self.required(*reader) or self.makers(reader)
-                if built or self._has_layers(user, definition):
+                if complete and inherits and current in kin:
+                    kin.add(reader)
+                elif (built and self.audited(user)) if complete else built or self._has_layers(user, definition):
                     return True
                 if reader not in seen:
                     seen.add(reader)
                     queue.append(reader)
         return False
 
+    def _is_complete(self, path: Path, definition: Definition) -> bool:
+        """Whether a class has a forward and layers, its bases' included, and its name does not call it a base."""
+        name = definition.name
+        if name.startswith(("_", "Base", "Abstract")) or name.endswith(("Base", "Mixin")):
+            return False
+        lineage = list(self._lineage(path, definition))
+        inherited = (self.resolve(where, base) or base for where, kind in lineage for base in kind.bases)
+        libraries = {full.rpartition(".")[2] for full in inherited if isinstance(full, str)}
+        runs = any(kind.forwards for _, kind in lineage) or not libraries <= _MODULES - {"Sequential"}
+        return runs and any(self._has_parts(*kind) for kind in lineage)
+
+    def _lineage(self, path: Path, definition: Definition, depth: int = 0) -> Iterator[tuple[Path, Definition]]:
+        """A class and the project's classes that it inherits from."""
+        yield path, definition
+        for where in (self.resolve(path, base) for base in definition.bases if depth < 16):
+            source = self._known(where[0]) if isinstance(where, tuple) else None
+            if source is not None and isinstance(where, tuple) and where[1] in source.definitions:
+                yield from self._lineage(where[0], source.definitions[where[1]], depth + 1)
+
+    def _has_parts(self, path: Path, definition: Definition) -> bool:
+        """Whether a class names layers, other Modules of the project, or what may be some of another library's."""
+        for where in (self.resolve(path, dotted) for dotted in definition.uses.difference(definition.bases)):
+            if isinstance(where, tuple):
+                if where[1] != definition.name and self.is_module(*where):
+                    return True
+            elif where and where.partition(".")[0] not in {"torch", *sys.stdlib_module_names} and (
+                where.startswith(_LIBRARIES) or where.rpartition(".")[2][:1].isupper()
+            ):
+                return True
+        return self._has_layers(path, definition)
+
     def _has_layers(self, path: Path, definition: Definition) -> bool:
         """Whether a class names layers of torch's, losses and containers of modules aside."""
-        full = (self.resolve(path, dotted) for dotted in definition.uses)
+        full = (self.resolve(path, dotted) for dotted in definition.uses.difference(definition.bases))
         names = (name.removeprefix("torch.nn.") for name in full if isinstance(name, str) and name.startswith("torch.nn."))
         return any(name.isidentifier() and name[0].isupper() and not name.endswith((*_NO_MODELS, *_NO_LAYERS)) for name in names)
 
@@ -353,7 +396,7 @@ class Project:
                     names.append(spelled)
                 elif elsewhere:
                     names += [f"{os.path.relpath(maker)}:{name}" for maker, name in elsewhere]
-                elif not self.makers(key) and not any(True for _ in self._readers(key)):
+                elif not self.makers(key) and not any(True for _ in self._readers(key)) and any(self._has_parts(*kind) for kind in self._lineage(path, definition)):
                     found.left.append(
                         f"{shown}:{definition.line}: {definition.name} needs {', '.join(missing)}; audit it as {spelled}({', '.join(f'{name}=…' for name in missing)})"
                     )
@@ -377,7 +420,7 @@ def definition_of(target: str) -> tuple[str, int] | None:
     if not place.endswith(".py"):
         return None
     try:
-        found = _read(Path(place)).definitions.get(re.split(r"[.(]", name)[0])
+        found = _read(Path(working_directory(), place)).definitions.get(re.split(r"[.(]", name)[0])
     except (OSError, SyntaxError, ValueError, RecursionError):
         return None
     return (relative_path(place), found.line) if found is not None else None
@@ -388,29 +431,31 @@ def is_test(path: Path) -> bool:
     return path.name.startswith("test_") or path.stem.endswith("_test") or path.name == "conftest.py"
 
 
-def in_tree(folder: Path) -> Iterator[Path]:
-    """Every file below a folder, the usual folders of tools left out, sorted."""
-    for name in _walked(folder):
-        yield folder / name
+def tracked(root: Path) -> set[str]:
+    """Files that git tracks in a repository, by their real paths; none where there is no git."""
+    return {os.path.realpath(root / name) for name in _git_files(root, "-c") or ()}
 
 
 def _listed(root: Path) -> list[str]:
-    if (root / ".git").exists():
-        try:
-            done = subprocess.run(
-                ["git", "ls-files", "-z", "-co", "--exclude-standard", "--deduplicate"], cwd=root, capture_output=True,
-                timeout=20, check=True,
-            )  # fmt: skip
-            return sorted(os.fsdecode(name) for name in done.stdout.split(b"\0") if name)
-        except (OSError, subprocess.SubprocessError):
-            return _walked(root)  # no git here, or not its repository
-    return _walked(root)
+    found = _git_files(root, "-co", "--exclude-standard", "--deduplicate")
+    return _walked(root) if found is None else found
+
+
+def _git_files(root: Path, *options: str) -> list[str] | None:
+    """What ``git ls-files`` names, sorted; None where there is no git, or it is not its repository."""
+    if not (root / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(["git", "ls-files", "-z", *options], cwd=root, capture_output=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return sorted(os.fsdecode(name) for name in done.stdout.split(b"\0") if name)
 
 
 def _walked(root: Path) -> list[str]:
     found = []
     for folder, folders, files in os.walk(root):
-        folders[:] = sorted(f for f in folders if f not in _SKIPPED)
+        folders[:] = sorted(f for f in folders if f not in SKIPPED)
         found += [os.path.relpath(os.path.join(folder, name), root) for name in sorted(files)]
     return found
 
@@ -438,7 +483,7 @@ def _read(path: Path) -> SourceFile:
                 abstract=any(
                     (_dotted(mark) or "").rpartition(".")[2].startswith("abstract")
                     for method in _methods(node) for mark in method.decorator_list
-                ),
+                ) or any(method.name == "forward" and isinstance(method.body[-1], ast.Raise) for method in _methods(node)),
             )  # fmt: skip
         elif isinstance(node, ast.FunctionDef):
             uses, passed = _names(node)

@@ -20,6 +20,7 @@ from convaudit.result import (
 )
 from convaudit.settings import AuditSettings
 from convaudit.tracer import arguments, record
+from convaudit.versions import versions_of
 
 
 def audit(model: Any, example_input: Any, **settings: Any) -> AuditResult:
@@ -83,6 +84,7 @@ def audit_graph(graph: LayerGraph, example: Any, *, target: str, settings: Audit
         findings=findings,
         location=location_of(graph, ""),
         modules={name: type(held).__name__ for name, held in graph.model.named_modules() if held._modules},
+        versions=versions_of(graph.model),
     )
 
 

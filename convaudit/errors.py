@@ -10,6 +10,7 @@ ConvauditError
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from typing import Literal
 
@@ -22,12 +23,33 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {match[0]!r}?" if match else ""
 
 
+def unknown_rule(word: str, codes: Iterable[str], names: Iterable[str] = ()) -> str:
+    """The end of a message about an unknown rule: the one it was meant to be, or the codes there are."""
+    codes = list(codes)
+    if not re.fullmatch(r"[A-Z]+\d*", word):
+        return nearest(word.upper(), codes) or nearest(word, names)
+    family = [code for code in codes if code[:4] == word[:4]]
+    if family:
+        return f"; there are {', '.join(family)}"
+    families = sorted({code[:4] + "xx" for code in codes})
+    return f"; there are {', '.join(families)}: convaudit rule lists them"
+
+
+def message_of(error: BaseException) -> str:
+    """What an exception says; where its own ``__str__`` raises, that."""
+    try:
+        return str(error)
+    except Exception as another:  # noqa: BLE001 - a stranger's code may raise anything
+        return f"its message raises {type(another).__name__}"
+
+
+MEMORY = "it takes more memory than --memory-limit allows"
+
+
 def first_line(error: BaseException) -> str:
     """The first line of what an exception says, or its type's name; memory that was refused is named as such."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    if isinstance(error, MemoryError) or "can't allocate memory" in lines[0]:
-        return "it takes more memory than --memory-limit allows"
-    return lines[0]
+    lines = message_of(error).strip().splitlines() or [type(error).__name__]
+    return MEMORY if isinstance(error, MemoryError) or "can't allocate memory" in lines[0] else lines[0]
 
 
 class ConvauditError(Exception):

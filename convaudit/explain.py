@@ -7,8 +7,9 @@ from pathlib import Path
 
 import click
 
-from convaudit.errors import UsageError, nearest
-from convaudit.result import RULE_SET
+from convaudit import registry
+from convaudit.errors import UsageError, unknown_rule
+from convaudit.result import RULE_SET, Finding
 from convaudit.rule import Rule
 from convaudit.session import settings_of
 from convaudit.settings import LANGUAGES
@@ -17,53 +18,58 @@ from convaudit.settings import LANGUAGES
 @click.command()
 @click.argument("code", required=False)
 @click.option("--format", "format_name", type=click.Choice(["text", "md"]), default="text", show_default=True)
-@click.option("--lang", type=click.Choice(LANGUAGES), default="en", show_default=True, help="Language of the list.")
+@click.option("--lang", type=click.Choice(LANGUAGES), default="en", show_default=True, help="Language of what it says.")
 @click.option(
     "--output-dir", type=click.Path(path_type=Path), help="With --format md: write a page for each rule there."
 )
 def rule(code: str | None, format_name: str, lang: str, output_dir: Path | None) -> None:
     """Explain a rule and run its own example; without a code, list all."""
-    from convaudit import registry
-
     rules = registry.rules()
+    with registry.report_part("_language").speaking(lang):
+        _rule(rules, code, format_name, output_dir)
+
+
+def _rule(rules: dict[str, type[Rule]], code: str | None, format_name: str, output_dir: Path | None) -> None:
+    language = registry.report_part("_language")
     if format_name == "md" and code is None:
         _write_pages(rules, output_dir or Path("docs/rules"))
         return
     if code is None:
         settings = settings_of({}).of(".")
-        language = registry.report_part("_language")
-        with language.speaking(lang):
-            for known, found in rules.items():
-                state = "on " if settings.enabled(known, found.on_by_default(settings.rule_set)) else "off"
-                click.echo(
-                    f"{known}  {found.name:<32} {found.severity:<8} {found.since or 'preview':<7}  {state}  {language.said(found.title())}"
-                )
+        for known, found in rules.items():
+            state = "on " if settings.enabled(known, found.on_by_default(settings.rule_set)) else "off"
+            click.echo(f"{known}  {found.name:<32} {found.severity:<8} {found.since or 'preview':<7}  {state}  {language.said(found.title())}")
         return
     chosen = next((r for c, r in rules.items() if code in (c, r.name)), None)
     if chosen is None:
-        raise UsageError(f"no rule {code!r}{nearest(code, [*rules, *(r.name for r in rules.values())])}")
+        raise UsageError(f"no rule {code!r}{unknown_rule(code, rules, (r.name for r in rules.values()))}")
     if format_name == "md":
         click.echo(page(chosen), nl=False)
         return
-    click.echo(f"{chosen.code} {chosen.name} ({chosen.severity})\n\n{chosen.documentation()}")
+    click.echo(f"{chosen.code} {chosen.name} ({language.gettext(chosen.severity)})\n\n{_documentation(chosen)}")
     (_run_file_example if chosen.subject == "checkpoint" else _run_example)(chosen)
 
 
 def page(found: type[Rule]) -> str:
     """The documentation page of one rule, in Markdown."""
+    _ = registry.report_part("_language").gettext
     options = dataclasses.fields(found.options)
-    lines = [
-        f"# {found.name} ({found.code})",
-        "",
-        f"Default severity: {found.severity}, " + ("on." if found.on_by_default(RULE_SET) else "off until selected."),
-    ]
+    on = _("Default severity: {}, on.") if found.on_by_default(RULE_SET) else _("Default severity: {}, off until selected.")
+    lines = [f"# {found.name} ({found.code})", "", on.format(_(found.severity))]
     if found.changes_state_dict is not None:
-        lines[-1] += f" Taking the advice {'changes' if found.changes_state_dict else 'keeps'} the state_dict."
-    lines += ["", found.documentation()]
+        changes = found.changes_state_dict
+        lines[-1] += _(" Taking the advice changes the state_dict.") if changes else _(" Taking the advice keeps the state_dict.")
+    lines += ["", _documentation(found)]
     if options:
-        lines += ["", "## Options", ""]
-        lines += [f"- `{option.name.replace('_', '-')}` (default {option.default})" for option in options]
+        lines += ["", _("## Options"), ""]
+        lines += [f"- `{option.name.replace('_', '-')}`" + _(" (default {})").format(option.default) for option in options]
     return "\n".join(lines) + "\n"
+
+
+def _documentation(found: type[Rule]) -> str:
+    language = registry.report_part("_language")
+    title, _, text = found.documentation().partition("\n")
+    return f"{language.said(title)}\n{language.documented(text)}"
 
 
 def _write_pages(rules: dict[str, type[Rule]], folder: Path) -> None:
@@ -93,7 +99,7 @@ def _run_file_example(found: type[Rule]) -> None:
             model = Expected.of("a model", example.model) if example.model else None
             target = audit_file(path, AuditSettings(select=[found.code]), model=model)
         for finding in target.findings:
-            click.echo(f"\nOn its own example it says: {finding.severity}: {finding.message}\n  {finding.suggestion}")
+            _say(finding)
 
 
 def _run_example(found: type[Rule]) -> None:
@@ -111,11 +117,14 @@ def _run_example(found: type[Rule]) -> None:
         click.echo(f"\nIts own example was not run: {target.error.message}")
         return
     for finding in target.findings:
-        click.echo(f"\nOn its own example it says: {finding.severity}: {finding.message}")
-        if finding.saving is not None:
-            before, after = finding.saving.parameters
-            macs = finding.saving.macs
-            spent = f", MACs {macs[0]:,} → {macs[1]:,}" if macs else ""
-            click.echo(f"  {finding.suggestion}: parameters {before:,} → {after:,}{spent}")
-        elif finding.suggestion:
-            click.echo(f"  {finding.suggestion}")
+        _say(finding)
+
+
+def _say(finding: Finding) -> None:
+    language, figures = registry.report_part("_language"), registry.report_part("_figures")
+    _, said = language.gettext, language.said
+    click.echo("\n" + _("On its own example it says: {}: {}").format(_(finding.severity), said(finding.message)))
+    saved = _(", ").join(map(str, figures.steps(finding.saving)[:2]))
+    advice = _(": ").join(part for part in (said(finding.suggestion), saved) if part)
+    if advice:
+        click.echo(f"  {advice}")

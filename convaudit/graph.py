@@ -7,7 +7,7 @@ the :class:`Call` of an operator or module node. Placeholders and get_attr nodes
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -48,6 +48,10 @@ class ConvConfig:
     def depthwise(self) -> bool:
         """One filter group per input channel."""
         return self.groups == self.in_channels and self.groups > 1
+
+    def extent(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The spatial sizes of a map, with a batch axis or without."""
+        return tuple(shape[-len(self.kernel) :])
 
     @property
     def patchify(self) -> bool:

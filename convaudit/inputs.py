@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from convaudit.errors import TargetError, UsageError
+from convaudit.errors import TargetError, UsageError, message_of
 from convaudit.result import InputInfo
 
 if TYPE_CHECKING:
@@ -73,12 +73,12 @@ def inferred_inputs(model: nn.Module) -> tuple[tuple[Any, ...], list[InputInfo]]
             "input", "it is a ScriptModule, which is not followed inside: audit it as a plain nn.Module",
             kind="InputError",
         )  # fmt: skip
-    from convaudit.tracer import record
+    from convaudit.tracer import record, unsized
 
     refused = ""
     errors: list[TargetError] = []
     candidates = _candidates(model)
-    lazy = any(is_lazy(parameter) for parameter in model.parameters())
+    lazy = unsized(model)
     if lazy and not candidates:
         raise _sized_by_input()
     usual = len(candidates)
@@ -96,7 +96,7 @@ def inferred_inputs(model: nn.Module) -> tuple[tuple[Any, ...], list[InputInfo]]
         if any(size not in (None, _weights(graph)) for size in others):
             raise _sized_by_input()
         return (value,), [InputInfo(list(shape), str(dtype)[6:], "inferred")]
-    if len(errors) > 1 and "for each of" not in wanted(model) and len({(str(e.__cause__), e.path, e.line) for e in errors}) == 1:
+    if len(errors) > 1 and "for each of" not in wanted(model) and len({(message_of(e.__cause__ or e), e.path, e.line) for e in errors}) == 1:
         raise TargetError(
             "trace", f"it fails alike on all {len(errors)} inputs that were tried: {errors[0]}", kind=errors[0].kind,
             path=errors[0].path, line=errors[0].line,
@@ -138,9 +138,12 @@ def _size(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> int |
 
 
 def _candidates(model: nn.Module) -> list[tuple[tuple[int, ...], torch.dtype]]:
+    made = {getattr(layer, "out_channels", None) for layer in model.modules() if _convolves(layer)}
+    takes = [layer for layer in model.modules() if _convolves(layer) and layer.in_channels not in made]
     for layer in model.modules():
         axes = _convolves(layer)
         if axes:
+            layer = takes[0] if takes and _convolves(takes[0]) == axes else layer  # the first is declared first, no more
             channels = int(layer.in_channels)  # type: ignore[arg-type]
             if not channels:  # lazy, and the first: it takes anything
                 return []
@@ -148,7 +151,8 @@ def _candidates(model: nn.Module) -> list[tuple[tuple[int, ...], torch.dtype]]:
                 return [((1, channels, n), torch.float32) for n in (1024, 128, 16000)]
             if axes == 3:
                 return [((1, channels, t, n, n), torch.float32) for t, n in ((16, 112), (16, 224), (8, 32), (64, 64))]
-            return [((1, channels, n, n), torch.float32) for n in _SIZES]
+            code = (1,) if isinstance(layer, nn.ConvTranspose2d) else ()  # a generator's first layer takes a code
+            return [((1, channels, n, n), torch.float32) for n in (*code, *_SIZES)]
         if isinstance(layer, nn.Embedding):
             return [((1, 16), torch.int64)]
         if isinstance(layer, nn.Linear):
@@ -216,7 +220,7 @@ def made_inputs(maker: str) -> tuple[tuple[Any, ...], dict[str, Any], list[Input
         ) from error
     except Exception as error:
         raise TargetError(
-            "input", f"--input-from {maker}: {type(error).__name__}: {error}", kind=type(error).__name__
+            "input", f"--input-from {maker}: {type(error).__name__}: {message_of(error)}", kind=type(error).__name__
         ) from error
     if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], tuple) and isinstance(value[1], dict):
         args, kwargs = value

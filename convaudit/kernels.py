@@ -132,7 +132,13 @@ def _clean(text: str) -> str:
 def _figures(row: KernelRow) -> str:
     if row.sum is None or row.std is None:
         return "not finite"
-    return f"sum {row.sum:7.3f}  std {row.std:.3f}  range [{row.minimum:.3f}, {row.maximum:.3f}]"
+    lowest, highest = _number(row.minimum), _number(row.maximum)
+    said: str = report_part("_figures").signed(f"sum {_number(row.sum):>7}  std {_number(row.std)}  range [{lowest}, {highest}]")
+    return said
+
+
+def _number(value: float | None) -> str:
+    return f"{value:.3f}" if abs(value or 0) < 1e6 else f"{value:.3g}"
 
 
 def _levels(shown: KernelGallery, row: KernelRow) -> list[list[tuple[int, ...]]]:
@@ -178,14 +184,14 @@ def _coloured(tiles: Sequence[Sequence[Sequence[tuple[int, ...]]]], height: int)
 
 def svg(shown: KernelGallery, names: Sequence[str], said: Sequence[str], title: str) -> str:
     """A gallery as one static picture, each filter with its name, figures and what is said of it."""
-    picture = report_part("_figures").kernel_picture
+    figures = report_part("_figures")
     side, gap, across = 96, 28, 8
     tiles = []
     for number, (row, *texts) in enumerate(zip(shown.filters, names, said)):
         x, y = 16 + number % across * (side + gap), 48 + number // across * (side + 56)
         scale = side / max(shown.height, shown.width)
-        paths = "".join(f'<path fill="{colour}" d="{path}"/>' for colour, path in picture(shown, row))
-        texts.insert(1, "not finite" if row.sum is None else f"sum {row.sum:.3f}, std {row.std:.3f}")
+        paths = "".join(f'<path fill="{colour}" d="{path}"/>' for colour, path in figures.kernel_picture(shown, row))
+        texts.insert(1, "not finite" if row.sum is None else figures.signed(f"sum {_number(row.sum)}, std {_number(row.std)}"))
         captions = "".join(f'<text y="{side + 14 + 13 * line}">{escape(text)}</text>' for line, text in enumerate(texts) if text)
         tiles.append(
             f'<g transform="translate({x} {y})"><g transform="scale({scale:.4f})" shape-rendering="crispEdges">{paths}</g>{captions}</g>'

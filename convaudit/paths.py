@@ -8,16 +8,30 @@ import os
 LIBRARY = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
 
 
+_held: str | None = None
+
+
+def hold_directory() -> None:
+    """Take the present directory as the one that paths are relative to, whatever a model's code changes it to."""
+    global _held
+    _held = os.getcwd()
+
+
+def working_directory() -> str:
+    """The directory that :func:`hold_directory` took, else the present one."""
+    return _held or os.getcwd()
+
+
 def relative_path(path: str) -> str:
     """``path`` relative to the repository root (or the working directory), or to site-packages; else absolute.
 
     Always with forward slashes.
     """
-    path = os.path.abspath(path)
+    path = os.path.normpath(os.path.join(working_directory(), path))
     for part in LIBRARY:
         if part in path:
             return path.rpartition(part)[2].replace(os.sep, "/")
-    root = repository_root(os.getcwd())
+    root = repository_root(working_directory())
     return (os.path.relpath(path, root) if path.startswith(root + os.sep) else path).replace(os.sep, "/")
 
 
@@ -40,10 +54,10 @@ def repository_root(folder: str) -> str:
 
 def target_key(target: str) -> str:
     """The target as fingerprints and baselines spell it: a file's path relative to the repository root, however it was
-    reached; a checkpoint keeps the name of a link to it."""
+    reached; a checkpoint keeps the name of a link to it. Bytes that are no UTF-8 are spelled out."""
     place, colon, name = target.partition(":")
     if not place.endswith(FILES) and os.sep not in place:
         return target
     folder, base = os.path.split(place)
     real = os.path.realpath(place) if place.endswith(".py") else os.path.join(os.path.realpath(folder), base)
-    return relative_path(real) + colon + name
+    return (relative_path(real) + colon + name).encode("utf-8", "backslashreplace").decode("utf-8")

@@ -78,6 +78,9 @@ class LayerRow(msgspec.Struct):
     receptive_field: list[int] | Literal["unbounded"] | None
     receptive_field_largest: list[int] | Literal["unbounded"] | None
     location: Location | None
+    inputs_from: list[int | Literal["input"]] | None = None
+    """What this call reads, in its order, each once: indexes into ``layers``, and "input" for the example input. Operators
+    without a row (views, in-place sums) are looked through; weights are left out. Null where not known."""
 
 
 class InputInfo(msgspec.Struct):
@@ -107,7 +110,8 @@ class Totals(msgspec.Struct):
     flops: int | None
     activation_bytes: int | None
     peak_activation_bytes: int | None
-    parameter_bytes: int
+    parameter_bytes: int | None
+    """None of a checkpoint whose dtypes are not known."""
     conv_parameters: int | None
     fc_parameters: int | None
     uncounted_ops: list[str]
@@ -211,11 +215,47 @@ class TargetResult(msgspec.Struct):
     """Of a checkpoint only."""
     modules: dict[str, str] = {}
     """Class of each module that holds others, by qualified name."""
+    versions: dict[str, str] = {}
+    """Of Python, of torch (not for a checkpoint), and of the distributions that define the model's classes."""
+    options: list[str] = []
+    """What the command line said that bears on this result, as it was written."""
 
     @property
     def key(self) -> str:
         """The target as fingerprints and baselines spell it."""
         return target_key(self.target)
+
+
+NoteKind = Literal["unreadable", "link", "other", "settings", "code", "folder"]
+NOTE_KINDS: tuple[NoteKind, ...] = ("unreadable", "link", "other", "settings", "code", "folder")  # the worst first
+
+
+class FolderNote(msgspec.Struct, frozen=True):
+    """What a folder holds beside its targets: a file that is none or cannot be read, a link, settings that are not obeyed,
+    code that is not run, a folder that is not looked into. ``message`` says what to do."""
+
+    path: str
+    kind: NoteKind
+    message: str
+
+
+def note_lines(notes: list[FolderNote], most: int = 5) -> list[str]:
+    """A line for each note, the worst kind first, at most so many of one kind."""
+    groups: dict[tuple[str, str], list[FolderNote]] = {}
+    for note in sorted(notes, key=lambda note: NOTE_KINDS.index(note.kind)):
+        groups.setdefault((note.kind, note.message if note.kind == "other" else ""), []).append(note)
+    lines = []
+    for (kind, said), group in groups.items():
+        lines += [f"{note.path}: {note.message}" for note in group[:most]]
+        if len(group) > most:
+            lines.append(f"and {len(group) - most:,} more: {said or _MORE[kind]} (--format json names them all)")
+    return lines
+
+
+_MORE = {
+    "unreadable": "cannot be read", "link": "links", "settings": "settings, not obeyed", "code": "Python files, not run",
+    "folder": "folders, not looked into",
+}  # fmt: skip
 
 
 class Summary(msgspec.Struct):
@@ -236,6 +276,8 @@ class AuditResult(msgspec.Struct):
     convaudit_version: str
     targets: list[TargetResult]
     summary: Summary
+    notes: list[FolderNote] = []
+    """Of the folders that were audited."""
 
     def _repr_html_(self) -> str:
         from convaudit.integrations.notebook import fragment
@@ -295,3 +337,21 @@ def failed_target(
         findings=[finding],
         location=location,
     )
+
+
+def encoded(record: msgspec.Struct) -> bytes:
+    """A record as JSON on one line; a file name that is not UTF-8, or an odd value in a rule's evidence, is spelled out."""
+    try:
+        return msgspec.json.encode(record)
+    except (UnicodeEncodeError, TypeError):
+        return msgspec.json.encode(_spelled(msgspec.to_builtins(record, enc_hook=repr)))
+
+
+def _spelled(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(value, dict):
+        return {_spelled(key): _spelled(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_spelled(item) for item in value]
+    return value

@@ -6,10 +6,12 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from convaudit.checkpoints.formats import SUFFIXES, shards_of, sniff
-from convaudit.discovery import Project, in_tree, is_test
+from convaudit.checkpoints.formats import SUFFIXES, sniff, sniff_any
+from convaudit.discovery import Project, is_test, tracked
 from convaudit.errors import UsageError
+from convaudit.folders import Folder, is_never, read_folder
 from convaudit.paths import repository_root, target_key
+from convaudit.result import FolderNote
 from convaudit.settings import AuditSettings, Resolver
 
 _LINES = 10
@@ -24,6 +26,8 @@ class Selection:
     discovered: set[str] = field(default_factory=set)
     """Targets that nobody named: that one of them cannot be built is a line, not a failure."""
     lines: list[str] = field(default_factory=list)
+    notes: list[FolderNote] = field(default_factory=list)
+    """What folders hold beside targets."""
     lost: bool = False
     """A file that was asked for could not be read."""
 
@@ -52,12 +56,16 @@ def select(
     found = Selection()
     projects: dict[str, Project] = {}
     here = repository_root(os.getcwd())
+    asked = [Path(word).resolve() for word in words or (default,)]
     left: list[str] = []
     tests: list[str] = []
 
     def project_of(path: Path) -> Project:
         root = here if _inside(path, here) else str(path.resolve().parent)
-        return projects.setdefault(root, Project(Path(root)))
+        return projects.setdefault(root, Project(Path(root), is_audited))
+
+    def is_audited(path: Path) -> bool:
+        return path in asked or (not is_test(path) and (changed or any(word in path.parents for word in asked)))
 
     def take(path: Path, shown: str, *, named: bool) -> bool:
         models = project_of(path).models_in(path, shown, lambda target: settings.of(target).configures(target))
@@ -68,16 +76,18 @@ def select(
             tests.extend([shown] * bool(models.targets))
             return False
         for target in models.targets:
-            found.add(target, discovered=True)
+            found.add(target, discovered=changed or not settings.of(target).names(target))
         left.extend(models.left)
         return bool(models.targets)
 
     changed_files: list[Path] = []
     for word in words if words or changed else (default,):
+        if not word:
+            raise UsageError("a target is empty; name a file, a folder or a model, or . for the working directory")
         path = Path(word)
         if path.is_dir():
             before = len(found.lines) + len(left)
-            files = _folder(path, found, allow_code or _inside(path, here), named=bool(words))
+            files = _folder(path, found, foreign=not _inside(path, here), allow_code=allow_code, named=bool(words))
             models = [take(file, shown, named=False) for file, shown in files]
             if files and not any(models) and len(found.lines) + len(left) == before:
                 found.lines.append(f"{word}: no model in its Python files")
@@ -85,7 +95,7 @@ def select(
             changed_files.append(path)
             take(path, word, named=not changed)
         elif changed and not word.endswith(".py"):
-            _offer(path, word, found, told=word.endswith(SUFFIXES))  # a hook is handed every file of the commit
+            _offer(path, word, found)  # a hook is handed every file of the commit
         else:
             found.add(word)
     if changed and changed_files:
@@ -101,59 +111,61 @@ def select(
 def _configured(settings: AuditSettings) -> list[str]:
     """Targets that a table of the settings names in full."""
     found = []
-    for match in (table.match for table in settings.target):
-        place, colon, name = match.partition(":")
-        if not colon or set(match) & set("*?["):
-            continue
+    for match in (table.match for table in settings.target if table.full):
+        place, _, name = match.partition(":")
         found.append(f"{os.path.relpath(Path(settings.root, place))}:{name}" if place.endswith(".py") else match)
     return found
 
 
-def _folder(folder: Path, found: Selection, runs_code: bool, *, named: bool) -> list[tuple[Path, str]]:
-    files: list[tuple[Path, str]] = []
-    checkpoints = others = 0
-    paths = list(in_tree(folder))
-    shards = {shard for path in paths if path.name.endswith(".index.json") for shard in shards_of(path)}
-    for path in paths:
-        if path.suffix == ".py":
-            files.append((path, os.path.relpath(path)))
-        if path.name.endswith(SUFFIXES) and path not in shards:  # these are audited with their index
-            checkpoints += _offer(path, os.path.relpath(path), found, told=False)
-            others += 1
-    if others > checkpoints:
-        found.lines.append(f"{folder}: {others - checkpoints} of its files with a checkpoint's suffix are none by their first bytes")
-    if not runs_code:
-        if files:
-            found.lines.append(
-                f"{folder}: {len(files)} Python files are not executed: they lie outside this repository (--allow-code runs them)"
-            )
-        return []
-    if not files and not others:
+def _folder(folder: Path, found: Selection, *, foreign: bool, allow_code: bool, named: bool) -> list[tuple[Path, str]]:
+    held = read_folder(folder, foreign=foreign, allow_code=allow_code)
+    for path in [] if allow_code else _doubtful(held):
+        held.sources.remove(path)
+        held.note(str(path), "code", "a Python file, not run: checkpoints lie beside it and git does not track it (--allow-code runs its models)")
+    found.notes += held.notes
+    found.lost = found.lost or held.lost
+    for checkpoint in held.checkpoints:
+        found.add(checkpoint)
+    if not held.sources and not held.checkpoints and not any(note.kind in ("unreadable", "link", "other", "code") for note in held.notes):
         if named:
             raise UsageError(f"{folder}: no model file and no checkpoint in it")
         found.lines.append(f"{folder}: no model file and no checkpoint in it")
-    return [(path, shown) for path, shown in files if not is_test(path)]
+    return [(path, os.path.relpath(path)) for path in held.sources if not is_test(path)]
 
 
-def _offer(path: Path, shown: str, found: Selection, *, told: bool) -> bool:
-    """Take a file as a target where its first bytes are a checkpoint's; else a line, where it is ``told``."""
-    if not path.is_file() or not shown.endswith(SUFFIXES):
-        return False
+def _doubtful(held: Folder) -> list[Path]:
+    """Python files that may have come with checkpoints: in the same subfolder of the working directory, and not tracked by git."""
+    placed = [(path, Path(os.path.relpath(path)).parts) for path in held.sources]
+    beside = {parts[0] for parts in (Path(checkpoint).parts for checkpoint in held.checkpoints) if len(parts) > 1}
+    found = [path for path, parts in placed if len(parts) > 1 and parts[0] in beside]
+    known = tracked(Path(repository_root(os.getcwd()))) if found else set()
+    return [path for path in found if os.path.realpath(path) not in known]
+
+
+def _offer(path: Path, shown: str, found: Selection) -> None:
+    """Take a file as a target where its first bytes are a checkpoint's; else a line."""
+    if not path.is_file():
+        return
+    named = shown.lower().endswith(SUFFIXES)
+    if not named and is_never(shown):
+        return
     try:
-        kind, other = sniff(str(path))
+        kind, other = (sniff if named else sniff_any)(str(path))
     except OSError as error:
         found.lines.append(f"{shown}: cannot be read: {error.strerror}")
         found.lost = True
-        return False
+        return
     if kind is not None:
         found.add(shown)
-    elif kind is None and told:
+    elif named:
         found.lines.append(f"{shown} is not audited: {other}")
-    return kind is not None
 
 
 def _inside(path: Path, root: str) -> bool:
-    return path.resolve().is_relative_to(root)
+    """Whether a folder lies in this repository, not in another one within it."""
+    real = os.path.realpath(path)
+    nearest = repository_root(real)
+    return Path(real).is_relative_to(root) and (nearest == root or not os.path.exists(os.path.join(nearest, ".git")))
 
 
 def _at_most(lines: list[str]) -> list[str]:

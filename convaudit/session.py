@@ -53,7 +53,7 @@ def audit_options(command: F) -> F:
             "--flop-convention", type=click.Choice(CONVENTIONS),
             help="FLOPs of a multiply-accumulate: one (fvcore), or two.  [default: fvcore]",
         ),
-        click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Worker processes."),
+        click.option("--jobs", type=click.IntRange(1), help="Worker processes that audit models.  [default: 1]"),
         click.option(
             "--timeout",
             type=click.FloatRange(0, min_open=True),
@@ -84,6 +84,26 @@ def settings_of(options: dict[str, Any], **forced: Any) -> Resolver:
     return Resolver(options.get("config"), {k: v for k, v in given.items() if v} | forced)
 
 
+_REPEATED = {"inputs": "--input"} | {
+    name: f"--{name.replace('_', '-')}"
+    for name in ("input_from", "submodule", "config", "select", "extend_select", "ignore", "model", "pretrained", "dataset_size",
+                 "baseline", "flop_convention", "require_complete", "strict_pickle", "max_pickle", "weights", "sha256")
+}  # fmt: skip
+"""Options that bear on a result, by their parameters."""
+
+
+def repeated(options: dict[str, Any]) -> list[str]:
+    """The words of the command line that bear on a result."""
+    words = []
+    for name, flag in _REPEATED.items():
+        given = options.get(name)
+        if isinstance(given, bool):
+            words += [flag] if given else ["--no-weights"] if name == "weights" else []
+        elif given is not None:
+            words += [word for value in (given if isinstance(given, tuple) else (given,)) for word in (flag, str(value))]
+    return words
+
+
 def _codes(values: Any) -> list[str]:
     return [code.strip() for value in values or () for code in value.split(",") if code.strip()]
 
@@ -98,6 +118,7 @@ class Run:
         if options.get("write_baseline") and options.get("prune_baseline"):
             raise UsageError("--write-baseline and --prune-baseline exclude each other")
         self.settings, self.options = settings, dict(options)
+        self.said = repeated(options)
         self.timeout = float(options.get("timeout") or 60.0)
         self._baselines: dict[Path, baselines.Baseline] = {}
         self.requests = [self._request(target) for target in targets]
@@ -126,15 +147,11 @@ class Run:
         return found
 
     def _checkpoints(self, indices: list[int]) -> dict[int, TargetResult]:
-        """Results of checkpoints, read here by as many threads as there are jobs."""
-        if not indices:
-            return {}
-        from concurrent.futures import ThreadPoolExecutor
-
-        with progress(len(indices)) as done, ThreadPoolExecutor(int(self.options.get("jobs") or 1)) as threads:
-            found = {}
-            for index, result in zip(indices, threads.map(self._checkpoint, indices)):
-                found[index] = result
+        """Results of checkpoints, read here one by one: two threads take longer, as each waits for the other's Python."""
+        found: dict[int, TargetResult] = {}
+        with progress(len(indices)) as done:
+            for index in indices:
+                found[index] = self._checkpoint(index)
                 done()
         return found
 
@@ -201,7 +218,10 @@ class Run:
         built = dict(zip(models, answers[len(missing) :]))
         new.update({i: self._both(i, built[model]) for i, model in self.beside.items()})
         lost = [answer.result for answer in built.values() if answer.result.totals is None]
-        return assemble([*(self.known.get(i) or new[i] for i in range(len(self.requests))), *lost])
+        results = [self.known.get(i) or new[i] for i in range(len(self.requests))] + lost
+        for result in results:
+            result.options = self.said
+        return assemble(results)
 
     def _both(self, index: int, model: Answer) -> TargetResult:
         """A checkpoint's result with that of the model it was audited beside."""

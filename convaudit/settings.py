@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from convaudit.budgets import BUDGETS, Budget
-from convaudit.errors import SettingsError, nearest
+from convaudit.errors import SettingsError, nearest, unknown_rule
 from convaudit.paths import repository_root
 from convaudit.result import RULE_SET, RULE_SETS, SEVERITIES, Severity
 
@@ -41,7 +41,7 @@ def at_least(fail_on: str) -> tuple[Severity, ...]:
 
 def is_input(spec: str) -> bool:
     """Whether a text has the form of ``--input``."""
-    return bool(re.fullmatch(r"(?:[A-Za-z_]\w*:)?(?:\(\)|\d+(?:,\d+)*)(?::[a-z][a-z0-9]*)?", spec.replace(" ", "")))
+    return bool(re.fullmatch(r"(?:[A-Za-z_]\w*:)?(?:\(\)|0*[1-9]\d*(?:,0*[1-9]\d*)*)(?::[a-z][a-z0-9]*)?", spec.replace(" ", "")))
 
 
 def _check_input(value: Any, where: str) -> None:
@@ -64,6 +64,11 @@ class TargetSettings:
     pretrained: bool = False
     budget: dict[str, Any] = field(default_factory=dict)
     ignore_layers: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def full(self) -> bool:
+        """Whether ``match`` is the name of a single target."""
+        return ":" in self.match and not set(self.match) & set("*?[")
 
     def fits(self, target: str, root: str) -> bool:
         """Whether ``match`` (a glob) fits a target without its arguments, or its file; paths are relative to ``root``."""
@@ -114,8 +119,12 @@ class AuditSettings:
         return dataclasses.replace(self, here=here, target=[], pretrained=self.pretrained or here.pretrained)
 
     def configures(self, target: str) -> bool:
-        """Whether a target table that fits gives arguments for ``FILE:NAME``."""
-        return bool(self.for_target(target).here.args)
+        """Whether a target table names ``FILE:NAME`` in full, or gives arguments for it."""
+        return self.names(target) or bool(self.for_target(target).here.args)
+
+    def names(self, target: str) -> bool:
+        """Whether a target table names ``FILE:NAME`` in full."""
+        return any(table.full and table.fits(target, self.root) for table in self.target)
 
     def toml(self, source: Callable[[str], str]) -> Iterator[str]:
         """A line of a convaudit.toml for each key; ``source`` says where a key comes from."""
@@ -200,7 +209,7 @@ class AuditSettings:
         rules = registry.rules()
         for code in named:
             if not isinstance(code, str) or not any(c.startswith(code) for c in rules):
-                raise SettingsError(f"{where}: unknown rule {code!r}{nearest(str(code), rules)}")
+                raise SettingsError(f"{where}: unknown rule {code!r}{unknown_rule(str(code), rules)}")
         for code, severity in self.severity.items():
             if severity not in SEVERITIES:
                 raise SettingsError(f"{where}: severity of {code} is one of {', '.join(SEVERITIES)}, not {severity!r}")

@@ -8,14 +8,14 @@ import click
 
 from convaudit.errors import UsageError
 from convaudit.pool import Pool
-from convaudit.result import LayerRow, TargetResult
+from convaudit.result import LayerRow, TargetResult, note_lines
 from convaudit.selection import select
 from convaudit.session import Run, audit_options, settings_of, spelled
 
 NUMBERS = ("parameters", "macs", "flops", "activation-bytes")
 COLUMNS = ("type", "input", "output", *NUMBERS, "receptive-field", "line")
 _DEFAULT = ("type", "output", "parameters", "macs", "flops")
-_TITLES = {"macs": "MACs", "activation-bytes": "activation bytes", "receptive-field": "receptive field"}
+_TITLES = {"macs": "MACs", "flops": "FLOPs", "activation-bytes": "activation bytes", "receptive-field": "receptive field"}
 
 
 @click.command()
@@ -25,7 +25,7 @@ _TITLES = {"macs": "MACs", "activation-bytes": "activation bytes", "receptive-fi
 @click.option("--sort", type=click.Choice(NUMBERS), help="Largest first, in place of execution order.")
 @click.option("--columns", metavar="NAMES", help=f"Comma-separated, of {', '.join(COLUMNS)}.")
 @click.option("--batch", type=click.IntRange(1), help="Batch size of the example input.")
-def show(target: str, depth: int | None, sort: str | None, columns: str | None, jobs: int, **options: Any) -> None:
+def show(target: str, depth: int | None, sort: str | None, columns: str | None, jobs: int | None, **options: Any) -> None:
     """Print the layer table of one model."""
     chosen = tuple(columns.split(",")) if columns else _DEFAULT
     for column in chosen:
@@ -34,7 +34,7 @@ def show(target: str, depth: int | None, sort: str | None, columns: str | None, 
     settings = settings_of(options)
     selection = select((target,), settings)
     if len(selection.targets) != 1:
-        named = f"name one of {', '.join(selection.targets)}" if selection.targets else "; ".join(selection.lines)
+        named = f"name one of {', '.join(selection.targets)}" if selection.targets else "; ".join([*selection.lines, *note_lines(selection.notes)])
         raise UsageError(f"{target}: {named}" if selection.targets else named)
     run = Run(selection.targets, settings, options)
     with Pool() as pool:
@@ -57,7 +57,7 @@ def table(found: TargetResult, depth: int | None, sort: str | None, columns: tup
     lines = [["layer", *(_TITLES.get(c, c) for c in columns)]]
     lines += [[name or "(model)", *(_cell(layers, c) for c in columns)] for (name, _, _), layers in rows]
     lines.append(
-        ["total", *(_number(getattr(found.totals, c.replace("-", "_"))) if c in NUMBERS else "" for c in columns)]
+        ["total", *(_number(getattr(found.totals, c.replace("-", "_")) if found.totals else None) if c in NUMBERS else "" for c in columns)]
     )
     widths = [max(map(len, column)) for column in zip(*lines)]
     right = [c in NUMBERS for c in ("layer", *columns)]

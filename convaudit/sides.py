@@ -13,20 +13,20 @@ from convaudit import revisions
 from convaudit.comparison import Diff, Side, compare
 from convaudit.errors import UsageError
 from convaudit.pool import Answer, Pool
-from convaudit.result import SCHEMA_VERSION, AuditResult, TargetFailure, failed_target
+from convaudit.result import SCHEMA_VERSION, AuditResult, TargetFailure, failed_target, note_lines
 from convaudit.selection import Selection, select
 from convaudit.session import Run, name_broken_plugins, say, settings_of, unbuilt, without_unbuilt
 from convaudit.settings import Resolver
 
 
-def compared(words: tuple[str, str], options: dict[str, Any], jobs: int) -> tuple[Diff, bool]:
+def compared(words: tuple[str, str], options: dict[str, Any], jobs: int | None) -> tuple[Diff, bool]:
     """The difference of two sides, and whether a file that was asked for could not be read."""
     with contextlib.ExitStack() as stack:
         return _compared(words, options, jobs, stack)
 
 
 def _compared(
-    words: tuple[str, str], options: dict[str, Any], jobs: int, stack: contextlib.ExitStack
+    words: tuple[str, str], options: dict[str, Any], jobs: int | None, stack: contextlib.ExitStack
 ) -> tuple[Diff, bool]:
     saved = [_saved(word) if word.endswith(".json") else None for word in words]
     live = [_Live(word, options, jobs, stack) if result is None else None for word, result in zip(words, saved)]
@@ -38,15 +38,15 @@ def _compared(
     if not all(side is None or side.run.complete for side in live):
         name_broken_plugins()
     results = [side.result() if side is not None else result for side, result in zip(live, saved)]
-    before, after = (result for result in results if result is not None)
+    before, after = as_read = [result for result in results if result is not None]
     single = len(before.targets) == len(after.targets) == 1
     before, after = _without_unbuilt((before, after), [side.lenient if side is not None else set() for side in live])
     lost = any(side is not None and side.selection.lost for side in live)
     if not before.targets and not after.targets:
         raise UsageError("nothing to compare: there is no model on either side")
     labels = [
-        side.label if side is not None else Side(word, None, None, result.convaudit_version if result is not None else "")
-        for side, word, result in zip(live, words, saved)
+        side.label if side is not None else Side(word, None, _torch_of(result), result.convaudit_version)
+        for side, word, result in zip(live, words, as_read)
     ]
     found = compare(labels[0], before, labels[1], after, by_name=not single)
     here = all(side is not None and side.revision is None for side in live)
@@ -89,7 +89,7 @@ class _Live:
     selection: Selection
     run: Run
 
-    def __init__(self, word: str, options: dict[str, Any], jobs: int, stack: contextlib.ExitStack) -> None:
+    def __init__(self, word: str, options: dict[str, Any], jobs: int | None, stack: contextlib.ExitStack) -> None:
         self.target, name = revisions.split(word)
         self.options, self.jobs, self.stack = dict(options), jobs, stack
         self.revision: revisions.Revision | None = None
@@ -121,7 +121,7 @@ class _Live:
             self.pool = pool
             if not self.run.complete:
                 pool.start()
-        for line in self.selection.lines:
+        for line in [*self.selection.lines, *note_lines(self.selection.notes)]:
             say(f"{self.label.label}: {line}")
         return pool if self.revision is None else None
 
@@ -140,7 +140,7 @@ class _Live:
 class _RevisionPool(Pool):
     """Workers for a laid-out revision: a target that takes code of the working tree is not audited as another's."""
 
-    def __init__(self, jobs: int, revision: revisions.Revision, folder: Path) -> None:
+    def __init__(self, jobs: int | None, revision: revisions.Revision, folder: Path) -> None:
         super().__init__(jobs)
         self._revision, self._folder = revision, folder
 
@@ -154,6 +154,11 @@ class _RevisionPool(Pool):
                 said = f"it imports {strays[0]}{more} of the working tree, not of that revision (an editable install?); run with PYTHONPATH=. or the folder that holds the package"
                 answer.result = failed_target(request["target"], TargetFailure("import", "ImportError", said, strays[0], 1))
         return answers
+
+
+def _torch_of(result: AuditResult) -> str | None:
+    """The torch that a saved result was audited with; checkpoints are read without one."""
+    return next((target.versions["torch"] for target in result.targets if "torch" in target.versions), None)
 
 
 def _torch_version() -> str | None:

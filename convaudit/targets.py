@@ -10,6 +10,7 @@ import inspect
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from convaudit import accelerators
 from convaudit.checkpoints.formats import SUFFIXES
 from convaudit.construction import ConstructionLines, construction_locations, is_user_code
 from convaudit.discovery import definition_of
-from convaudit.errors import TargetError, first_line, nearest
+from convaudit.errors import TargetError, first_line, message_of, nearest
 from convaudit.paths import relative_path
 
 
@@ -47,10 +48,10 @@ def build(target: str, args: dict[str, Any] | None = None, imported: Callable[[]
     for prefix, builder in (("timm", _timm), ("torchvision", _torchvision)):
         if head == prefix and name:
             imported()
-            bare, _, call = name.partition("(")
-            return builder(bare, _literals(call, target)[1] if call else args or {})
+            bare, called, call = name.partition("(")
+            return builder(bare, _literals(call, target)[1] if called else args or {})
     if not name and not head.endswith(".py"):
-        if os.sep in head or os.path.islink(head) or head.endswith(SUFFIXES):
+        if os.sep in head or os.path.islink(head) or head.lower().endswith(SUFFIXES):
             raise TargetError("read", f"{target}: {_absent(head)}", kind="FileNotFoundError")
         raise TargetError(
             "read", f"{target}: neither a .py file nor MODULE:NAME, timm:NAME or torchvision:NAME", kind="ValueError"
@@ -151,7 +152,16 @@ _FAILED: dict[tuple[str, int], TargetError] = {}
 def _absent(path: str | Path) -> str:
     if os.path.exists(path):
         return "no regular file"
-    return f"a link to {os.readlink(path)}, which is not there" if os.path.islink(path) else "no such file or folder"
+    return f"a link to {os.readlink(path)}, which is not there" if os.path.islink(path) else f"no such file or folder{_neighbour(path)}"
+
+
+def _neighbour(path: str | Path) -> str:
+    """The end of a message about a path that is not there: the one beside it that was meant."""
+    folder, name = os.path.split(path)
+    try:
+        return nearest(name, os.listdir(folder or "."))
+    except OSError:  # no such folder either
+        return ""
 
 
 def _run(load: Callable[[], Any]) -> Any:
@@ -216,8 +226,8 @@ def _from_module(
 ) -> BuiltTarget:
     if not name:
         raise TargetError("construct", f"{target}: name a model, as in {target.rstrip(':')}:Net", kind="ValueError")
-    bare, _, call = name.partition("(")
-    args, kwargs = _literals(call, target) if call else ((), dict(configured or {}))
+    bare, called, call = name.partition("(")
+    args, kwargs = _literals(call, target) if called else ((), dict(configured or {}))
     found = module
     for part in bare.split("."):
         if not hasattr(found, part):
@@ -254,10 +264,11 @@ def _construct(make: Callable[[], Any], path: Path | None = None, target: str = 
     note: tuple[str, ...] = ()
     with construction_locations() as lines, _blaming("construct", path, target, of):
         try:
-            with torch.device("meta"), accelerators.absent():
+            with torch.device("meta"), accelerators.absent(), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", ".*copying from a non-meta parameter", UserWarning)  # load_state_dict
                 model = make()
         except (NotImplementedError, RuntimeError, ValueError, TypeError, AssertionError) as error:
-            if isinstance(error, TypeError) and "argument" in str(error):
+            if isinstance(error, TypeError) and "argument" in message_of(error):
                 raise
             note = (f"constructed on the CPU, parameters on meta ({type(error).__name__} under the meta device)",)
             try:

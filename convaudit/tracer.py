@@ -29,7 +29,7 @@ from torch.utils._device import _device_constructors
 from convaudit import flops
 from convaudit.construction import OWN, TORCH, is_user_code
 from convaudit.describe import LEAVES, describe, function_name
-from convaudit.errors import TargetError, UsageError, first_line
+from convaudit.errors import TargetError, UsageError, first_line, message_of
 from convaudit.graph import CALL, VAL, LayerGraph, mapped, tensors
 from convaudit.paths import LIBRARY, relative_path
 from convaudit.result import InputInfo, Location
@@ -97,7 +97,7 @@ def record(
     if not isinstance(model, nn.Module):
         raise UsageError(f"only an nn.Module can be traced, not {type(model).__name__}")
     notes: list[str] = []
-    if any(isinstance(p, nn.parameter.UninitializedParameter) for p in model.parameters()):
+    if unsized(model):
         model = _materialise(model, args, kwargs)
         notes.append("lazy modules were materialised on a copy by one dry forward")
     infos = inputs or [
@@ -211,6 +211,11 @@ def _as_it_was(model: nn.Module) -> Iterator[None]:
             mapping.update(state)
         torch.backends.mha.set_fastpath_enabled(fast_path)
         torch.set_rng_state(rng)
+
+
+def unsized(model: nn.Module) -> bool:
+    """Whether lazy layers of the model wait for their first input; norms without weights do so with their buffers."""
+    return any(map(nn.parameter.is_lazy, (*model.parameters(), *model.buffers())))
 
 
 def _materialise(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> nn.Module:
@@ -739,14 +744,14 @@ def _plain_output(value: Any) -> Any:
 
 def _reason(error: BaseException) -> str:
     """The first line of an error; torch's long one about meta kernels in plain words."""
-    found = re.search(r"register_meta function for (\S+?)\(?\)? raises", str(error))
+    found = re.search(r"register_meta function for (\S+?)\(?\)? raises", message_of(error))
     if found:
         return f"{found[1]} gives as many values as the data says, which meta tensors do not hold"
     return _first_line(error)
 
 
 def _asks_for_values(error: BaseException) -> bool:
-    text = str(error)
+    text = message_of(error)
     return isinstance(error, (NotImplementedError, RuntimeError, TypeError, ValueError)) and any(
         part in text
         for part in (
@@ -767,8 +772,8 @@ def _unsupported(error: BaseException) -> bool:
     """Whether the platform, not the model, is at fault: an operator without a kernel, a value that cannot be had."""
     return (
         isinstance(error, NotImplementedError)
-        or "Could not run" in str(error)
-        or "no kernel" in str(error)
+        or "Could not run" in message_of(error)
+        or "no kernel" in message_of(error)
         or _asks_for_values(error)
     )
 

@@ -13,6 +13,8 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
+from convaudit.paths import hold_directory
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Answer requests until the parent closes standard input."""
+    hold_directory()
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
@@ -40,6 +43,7 @@ def main() -> None:
     from convaudit.footprint import Footprint
     from convaudit.pool import IMPORTED, Answer
     from convaudit.registry import LOAD_PROBLEMS
+    from convaudit.result import encoded
 
     def imported() -> None:
         answers.write(IMPORTED + b"\n")
@@ -53,7 +57,11 @@ def main() -> None:
         with footprint.watched():
             result = _answer(request, state_dict, imported)
         answer = Answer(result, footprint.sources(), bool(LOAD_PROBLEMS), state_dict)
-        answers.write(msgspec.json.encode(answer) + b"\n")
+        try:
+            said = msgspec.json.encode(answer)
+        except (UnicodeEncodeError, TypeError):  # what is spelled out for it cannot be looked up: not kept
+            answer.incomplete, said = True, encoded(answer)
+        answers.write(said + b"\n")
         answers.flush()
         footprint.forget()
 
@@ -82,9 +90,12 @@ def _listen(descriptor: int, requests: queue.SimpleQueue[bytes]) -> None:
 
 
 def _answer(request: dict[str, object], state_dict: list[TensorRow], imported: Callable[[], None]) -> TargetResult:
+    import msgspec
+
     from convaudit.discovery import definition_of
-    from convaudit.errors import ConvauditError, TargetError
+    from convaudit.errors import MEMORY, ConvauditError, TargetError, first_line
     from convaudit.result import TargetFailure, failed_target
+    from convaudit.versions import versions_of
 
     target = str(request["target"])
     sys.argv = [target]
@@ -98,8 +109,10 @@ def _answer(request: dict[str, object], state_dict: list[TensorRow], imported: C
     except (Exception, SystemExit, KeyboardInterrupt) as error:
         if os.environ.get("CONVAUDIT_DEBUG"):
             raise
-        failure = TargetFailure("trace", type(error).__name__, f"convaudit broke on {target}: {error!r}", None, None)
-    return failed_target(target, failure)
+        said = first_line(error)
+        said = f"{target}: {said}" if said == MEMORY else f"convaudit broke on {target}: {type(error).__name__}: {said}"
+        failure = TargetFailure("trace", type(error).__name__, said, None, None)
+    return msgspec.structs.replace(failed_target(target, failure), versions=versions_of(None))
 
 
 def _example(code: str, request: dict[str, object]) -> TargetResult:
@@ -132,7 +145,6 @@ def _audit(
     from typing import Any, cast
 
     import torch
-    from torch.nn.parameter import is_lazy
 
     from convaudit import inputs, targets
     from convaudit.accounting import state_dict_rows
@@ -142,6 +154,7 @@ def _audit(
     from convaudit.result import InputInfo
     from convaudit.settings import AuditSettings, TargetSettings
     from convaudit.symbolic import trace_symbolically
+    from convaudit.tracer import unsized
 
     given_settings = cast("dict[str, Any]", request["settings"])
     here = TargetSettings(**given_settings.get("here", {}))
@@ -180,7 +193,7 @@ def _audit(
             try:
                 args, infos = inputs.inferred_inputs(model)
             except TargetError as refused:
-                symbolic = not isinstance(model, torch.jit.ScriptModule) and not any(map(is_lazy, model.parameters()))
+                symbolic = not isinstance(model, torch.jit.ScriptModule) and not unsized(model)
                 if request.get("submodule") or not symbolic:
                     raise
                 try:

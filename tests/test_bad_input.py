@@ -36,6 +36,12 @@ class Dies(Net):
         os.kill(os.getpid(), signal.SIGKILL)
 class Plain:
     pass
+class Mute(Exception):
+    def __str__(self):
+        raise KeyError
+class Fails(Net):
+    def forward(self, x):
+        raise Mute
 """
 
 
@@ -63,6 +69,7 @@ def folder(tmp_path: Path) -> Path:
         (["nothing.py:Net"], "no such file"),
         (["nothing.py"], "no such file"),
         (["nothing.pt"], "no such file"),
+        (["ne.py:Net"], "no such file or folder; did you mean 'net.py'?"),
         (["/dev/null"], "no regular file"),
         (["broken.py:Net"], "broken.py:1: syntax error"),
         (["broken.py"], "broken.py:1: syntax error"),
@@ -76,13 +83,20 @@ def folder(tmp_path: Path) -> Path:
         (["timm:resnet5O"], "did you mean 'resnet50"),
         (["torchvision:vgg161"], "did you mean 'vgg16"),
         (["net.py:Net", "--input", "1x3x32"], "--input '1x3x32' is not"),
+        (["net.py:Net", "--input", "0,3,32,32"], "--input '0,3,32,32' is not"),
         (
             ["net.py:Net", "--input", "1,4,32,32"],
             "layer conv (Conv2d 3→8, expected 3 channels) failed on input [1, 4, 32, 32]",
         ),
         (["net.py:Loops", "--input", "1,3,32,32", "--timeout", "2"], "no answer within 2 s"),
         (["net.py:Dies", "--input", "1,3,32,32"], "SIGKILL"),
-        (["net.py:Net", "--select", "CNV999"], "unknown rule 'CNV999'"),
+        (["net.py:Net", "--select", "CNV999"], "unknown rule 'CNV999'; there are CNV0xx, CNV1xx"),
+        (["net.py:Net", "--ignore", "CNV199"], "unknown rule 'CNV199'; there are CNV101, CNV102"),
+        (["net.py:Net", "--ignore", "cnv101"], "unknown rule 'cnv101'; did you mean 'CNV101'?"),
+        (["net.py:Net("], "arguments must be literals"),
+        (["timm:resnet18("], "arguments must be literals"),
+        ([""], "a target is empty"),
+        (["net.py:Fails"], "failed on input [1, 3, 224, 224]: its message raises KeyError"),
         (["net.py:Quite_other"], "no 'Quite_other' in it\n"),
         (["net.py:Net", "--config", "bad.toml"], "unknown setting 'selekt'; did you mean 'select'?"),
         (["net.py:Net", "--config", "option.toml"], "did you mean 'min-params'?"),
@@ -124,6 +138,7 @@ def test_a_failed_target_is_said_where_it_is_read(folder: Path, options: tuple[s
         ("other.py:Late", "other.py:6", "give them, as in other.py:Late(depth=…)"),
         ("other.py:Reads", "other.py:11", "must be str"),
         ("other.py:Reads", "other.py:11", "it fails alike on all"),
+        ("far.py:Late", "far.py:5", "give them, as in far.py:Late(depth=…)"),
         ("link.py:Net", None, "link.py: a link to gone.py, which is not there"),
     ],
 )
@@ -132,6 +147,7 @@ def test_a_failure_has_the_line_of_the_users_own_code(folder: Path, target: str,
         "import json\n\nfrom net import Needs, Net\n\n\nLate = type('Late', (Needs,), {'__init__': lambda self, depth: None})\n\n\n"
         "class Reads(Net):\n    def forward(self, x):\n        return json.loads(x)\n"
     )
+    (folder / "far.py").write_text("import os\n\nfrom net import Net\nos.chdir('/')\nclass Late(Net):\n    def __init__(self, depth): ...\n")
     (folder / "link.py").symlink_to("gone.py")
     given = () if "alike" in says else ("--input", "1,3,32,32")
     done = convaudit("check", target, *given, "--format", "json", cwd=folder)
@@ -183,6 +199,16 @@ def test_findings_exit_1_and_name_the_constructing_line(folder: Path, made: str)
     assert done.returncode == 1
     assert "big.py:8: CNV101 warning" in done.stdout
     assert all((folder / f"r.{suffix}").stat().st_size > 500 for suffix in ("html", "md", "json"))
+
+
+@pytest.mark.parametrize(("given", "coloured"), [({}, False), ({"FORCE_COLOR": "1"}, True), ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False)], ids=str)
+def test_a_pipe_has_colours_where_they_are_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, str], coloured: bool) -> None:
+    for name in ("FORCE_COLOR", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+
+    assert ("\x1b[" in convaudit("check", "plain.py", cwd=folder).stdout) == coloured
 
 
 def test_commands_that_need_no_model_do_not_import_torch(folder: Path) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +78,21 @@ def test_an_unchanged_model_needs_no_worker_and_a_changed_one_does(folder: Path)
     assert check(folder, "net.py", "--no-cache") == (33, 1)
     (folder / "convaudit.toml").write_text('ignore = ["CNV301"]\n')
     assert check(folder, "net.py") == (33, 1)
+
+
+def test_a_kept_answer_has_the_versions_it_was_made_with(folder: Path) -> None:
+    (folder / "own.py").write_text("import timm\n\ndef net(): return timm.create_model('resnet10t')\n")
+    first, again = (
+        subprocess.run(
+            [sys.executable, "-m", "convaudit", "check", "own.py:net", "--format", "json", "--exit-zero"], cwd=folder, capture_output=True,
+            text=True, check=True, env={**os.environ, "CONVAUDIT_CACHE_DIR": str(folder / "cache")},
+        ).stdout
+        for _ in range(2)
+    )  # fmt: skip
+
+    assert first == again
+    found = json.loads(again)["targets"][0]["versions"]
+    assert found == {"python": platform.python_version(), "torch": version("torch"), "timm": version("timm")}
 
 
 def test_a_module_that_would_now_be_imported_instead(folder: Path) -> None:

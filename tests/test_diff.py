@@ -282,6 +282,7 @@ def test_saved_results(repository: Path, tmp_path: Path) -> None:
     two = save("two.json", "net.py:Net", "--input", "2,3,32,32", "--flop-convention", "two-per-mac")
     data = json.loads(Path(two).read_text())
     data["convaudit_version"] = "0.0.1"
+    data["targets"][0]["versions"]["torch"] = "2.4.0"
     data["targets"][0]["totals"]["activation_bytes"] = None
     Path(two).write_text(json.dumps(data))
     found = difference(repository, "net.py:Net", two, *OPTIONS)
@@ -289,11 +290,12 @@ def test_saved_results(repository: Path, tmp_path: Path) -> None:
     reasons = {i["what"]: i for i in target["incomparable"]}
     figures = {f["name"]: f for f in target["figures"]}
 
-    assert set(reasons) == {"input", "flop_convention", "convaudit_version"}
+    assert set(reasons) == {"input", "flop_convention", "convaudit_version", "torch_version"}
+    assert reasons["torch_version"]["after"] == "2.4.0"
     assert reasons["input"]["figures"] == ["macs", "flops", "activation_bytes", "peak_activation_bytes"]
     assert figures["macs"]["after"] == 2 * figures["macs"]["before"]
     assert figures["activation_bytes"]["after"] is figures["activation_bytes"]["difference"] is None
-    assert found["new"]["torch_version"] is None
+    assert found["new"]["torch_version"] == "2.4.0"
     done = run(repository, "net.py:Net", two, *OPTIONS, "--fail-on-increase", "macs=500%", "--fail-on-increase", "params=0")
     assert done.returncode == 2
     assert "macs=500% cannot be judged: MACs: the input differs" in done.stderr

@@ -115,6 +115,17 @@ def test_configured_arguments_make_a_model_of_it(project: Path) -> None:
     assert select((), Resolver()).targets == [*select((".",), Resolver()).targets, "timm:vgg11"]
 
 
+def test_a_target_that_its_settings_name_in_full_is_asked_for_by_name(project: Path) -> None:
+    (project / "convaudit.toml").write_text("target = [{match = 'nets.py:Needy'}, {match = 'nets.py:N*'}]")
+
+    for words in ((), ("nets.py",)):
+        found = select(words, Resolver())
+        assert "nets.py:Needy" in found.targets
+        assert "nets.py:Needy" not in found.discovered
+    assert "nets.py:Net" in found.discovered
+    assert "nets.py:Needy" in select(("nets.py",), Resolver(), changed=True).discovered  # a hook does not block for it
+
+
 def test_targets_keep_their_order_and_are_audited_once(project: Path) -> None:
     words = ("timm:resnet18", "./nets.py:Net", "far/made.py", "nets.py:Net", str(project / "nets.py"), "nets.py:Cell", "far/../elsewhere.py:needy")
     found = select(words, Resolver())
@@ -143,7 +154,6 @@ def test_a_folder_is_its_models_and_says_what_it_leaves_out(project: Path) -> No
         "far/made.py:Wide", "far/made.py:Mine", "far/made.py:pretrained", "far/made.py:tail",
     ]  # fmt: skip
     assert found.lines == [
-        ".: 1 of its files with a checkpoint's suffix are none by their first bytes",
         "lit.py:4: Lit needs config; audit it as lit.py:Lit(config=…)",
         "nets.py:11: Grown needs config; audit it as nets.py:Grown(config=…)",
     ]
@@ -165,7 +175,7 @@ def test_a_folder_outside_the_repository_is_not_executed(project: Path, tmp_path
     )  # fmt: skip
 
     assert json.loads(done.stdout)["targets"] == []
-    assert "1 Python files are not executed" in done.stderr
+    assert "modeling.py: a Python file, not run: it lies outside this repository" in done.stderr
     assert select((str(other),), Resolver(), allow_code=True).targets
 
 
@@ -189,6 +199,47 @@ def test_blocks_of_what_cannot_be_built_are_no_models(tmp_path: Path) -> None:
     assert (found.targets, found.left) == ([], ["net.py:8: Net needs classes; audit it as net.py:Net(classes=…)"])
 
 
+FORWARD = "    def forward(self, x): return self.net(x)\n"
+
+
+def made_of(*names: str) -> str:
+    return f"    def __init__(self): self.net = {', '.join(names)}\n" + FORWARD
+
+
+@pytest.mark.parametrize(
+    ("others", "targets"),
+    [
+        ("class Wide(Net): ...\n", ["Net", "Wide"]),
+        ("class Wide(Net): ...\nclass Wider(Wide): ...\n", ["Net", "Wide", "Wider"]),
+        ("class Wide(Net): ...\nclass User(nn.Module):\n" + made_of("Wide()"), ["User"]),
+        ("class Needs(nn.Module):\n    def __init__(self, width): self.body, self.head = Net(), nn.Linear(8, width)\n", ["Net"]),
+        ("class Twice(nn.Module):\n    def __init__(self, n): self.net = [Net()] * n\nclass User(nn.Module):\n" + made_of("Twice(2)"), ["User"]),
+    ],
+    ids=["inherited", "twice", "an heir is a part", "of what needs arguments", "through what needs arguments"],
+)
+def test_a_whole_model_is_one_though_others_inherit_from_it_or_cannot_be_built(tmp_path: Path, others: str, targets: list[str]) -> None:
+    (tmp_path / "net.py").write_text("from torch import nn\nclass Net(nn.Module):\n" + made_of("nn.Conv2d(3, 8, 3)") + others)
+
+    assert Project(tmp_path).models_in(tmp_path / "net.py", "net.py").targets == [f"net.py:{name}" for name in targets]
+
+
+@pytest.mark.parametrize(
+    "base",
+    [
+        "class BaseNet(nn.Module):\n" + made_of("nn.Conv2d(3, 8, 3)"),
+        "class Frame(nn.Module):\n    def __init__(self): self.net = nn.Conv2d(3, 8, 3)\n    def forward(self, x): raise NotImplementedError\n",
+        "class Frame(nn.Module):\n    def __init__(self): self.net = nn.Conv2d(3, 8, 3)\n",
+        "class Frame(nn.Module):\n" + FORWARD,
+    ],
+    ids=["name", "raises", "no forward", "no layers"],
+)
+def test_a_base_that_is_no_whole_model_is_left_out(tmp_path: Path, base: str) -> None:
+    name = base.removeprefix("class ").partition("(")[0]
+    (tmp_path / "net.py").write_text(f"from torch import nn\n{base}class Net({name}):\n" + made_of("nn.Conv2d(3, 8, 3)"))
+
+    assert Project(tmp_path).models_in(tmp_path / "net.py", "net.py").targets == ["net.py:Net"]
+
+
 def test_functions_that_hand_a_class_to_a_builder_are_models(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(
         "from torch import nn\nfrom zoo import build\n"
@@ -207,3 +258,36 @@ def test_a_file_of_blocks_says_that_it_is_one(tmp_path: Path) -> None:
     assert Project(tmp_path).models_in(tmp_path / "blocks.py", "blocks.py").problem == (
         "blocks.py: no model by itself in it, only parts of others; name one, as in blocks.py:Block"
     )
+
+
+def test_a_model_is_left_to_another_only_where_that_one_is_audited(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text("from torch import nn\nclass Net(nn.Module):\n" + made_of("nn.Conv2d(3, 8, 3)"))
+    for name in ("train.py", "test_net.py"):
+        (tmp_path / name).write_text("from torch import nn\nfrom net import Net\nclass Lit(nn.Module):\n" + made_of("Net()"))
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+
+    def selected(*words: str) -> str:
+        code = "import sys\nfrom convaudit.selection import select\nfrom convaudit.settings import Resolver\nprint(*select(sys.argv[1:], Resolver()).targets)"
+        return subprocess.run([sys.executable, "-c", code, *words], cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
+
+    assert (selected("net.py"), selected("."), selected("net.py", "train.py")) == ("net.py:Net", "train.py:Lit", "train.py:Lit")
+    (tmp_path / "train.py").unlink()
+    assert selected(".") == "net.py:Net"
+
+
+@pytest.mark.parametrize(
+    ("layers", "shape"),
+    [
+        ("self.head, self.stem = nn.Conv2d(16, 8, 1), nn.Conv2d(3, 16, 3)", [1, 3, 224, 224]),
+        ("self.head, self.stem = nn.ConvTranspose2d(16, 3, 4, 2), nn.ConvTranspose2d(100, 16, 4)", [1, 100, 1, 1]),
+    ],
+    ids=["declared last", "a code"],
+)
+def test_inferred_channels_are_those_that_no_layer_makes(tmp_path: Path, layers: str, shape: list[int]) -> None:
+    (tmp_path / "net.py").write_text(
+        f"from torch import nn\nclass Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n        {layers}\n"
+        "    def forward(self, x): return self.head(self.stem(x))\n"
+    )
+    done = subprocess.run([sys.executable, "-m", "convaudit", "check", "net.py:Net", "--format", "json"], cwd=tmp_path, check=False, capture_output=True, text=True)
+
+    assert json.loads(done.stdout)["targets"][0]["inputs"][0]["shape"] == shape

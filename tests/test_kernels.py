@@ -67,6 +67,21 @@ def test_a_gallery_where_there_is_none(tmp_path: Path) -> None:
     assert gallery(tmp_path, {"conv.weight": torch.ones(1, 1, 300, 300)}) is None
 
 
+@pytest.mark.filterwarnings("error")
+def test_weights_whose_figures_overflow(tmp_path: Path) -> None:
+    weight = torch.ones(3, 1, 3, 3, dtype=torch.float64)
+    weight[0, 0, 0] = torch.tensor([1e300, 0, 0])
+    weight[1, 0, 0] = torch.tensor([1.7e308, -1.7e308, float("nan")])
+    weight[2] *= 2e9
+    made = gallery(tmp_path, {"conv.weight": weight})
+    shown = kernels(tmp_path, "a.pt")
+
+    assert made is not None
+    assert [row.std for row in made.filters] == [None, None, 0]
+    assert "filter 2  sum 1.8e+10  std 0.000  range [2e+09, 2e+09]\n" in shown.stdout
+    assert shown.stderr == ""
+
+
 def test_the_first_convolution_is_the_one_that_reads_the_image(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
@@ -85,8 +100,8 @@ def test_the_five_classic_kernels(tmp_path: Path) -> None:
     figures = [line.split("  ", 1) for line in lines if "std" in line]
 
     assert [name.strip() for name, _ in figures] == ["vertical edges", "horizontal edges", "sharpen", "Gaussian blur", "identity"]
-    assert figures[0][1].split("sum", 1)[1].split() == ["0.000", "std", "1.155", "range", "[-2.000,", "2.000]", "sum", "near", "0:", "edge", "detection"]
-    assert figures[2][1].endswith("range [-1.000, 5.000]  sum near 1: smoothing")
+    assert figures[0][1].split("sum", 1)[1].split() == ["0.000", "std", "1.155", "range", "[−2.000,", "2.000]", "sum", "near", "0:", "edge", "detection"]
+    assert figures[2][1].endswith("range [−1.000, 5.000]  sum near 1: smoothing")
     assert "  ++@@  " in lines[2]
     assert "sharpen and identity sum to 1 as well" in lines[-1]
 

@@ -179,6 +179,14 @@ def test_lazy_model_stays_lazy() -> None:
     assert graph.totals.parameters == 4 * 27 + 4 + 4 * 36 * 2 + 2
 
 
+def test_a_lazy_norm_without_weights_takes_its_size_from_its_buffers() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.LazyBatchNorm2d(affine=False))
+    graph = trace(model, torch.randn(1, 3, 8, 8))
+
+    assert graph.layers[1].output_shapes == [[1, 8, 6, 6]]
+    assert isinstance(model[1].running_mean, nn.parameter.UninitializedBuffer)
+
+
 def test_a_branch_on_data_is_partial() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -321,3 +329,34 @@ def test_no_keypoint_and_a_reciprocal() -> None:
     assert graph.status == "ok"
     assert graph.totals is not None
     assert graph.totals.uncounted_ops == []
+
+
+class _Joins(nn.Module):
+    """A residual summed in place, a view, a scaled weight and a constant beside the layers that are rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 3, 3, padding=1)
+        self.conv = nn.Conv2d(3, 3, 1)
+        self.fc = nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        stem = self.stem(x)
+        y = nn.functional.conv2d(stem, self.conv.weight * 2)
+        y += stem
+        y = torch.cat([torch.relu(y), other], 1)[:, :3]
+        return self.fc(y.mean((2, 3)).view(-1, 3)) + torch.zeros(2)
+
+
+def test_rows_say_what_they_read_through_views_and_sums_in_place() -> None:
+    layers = trace(_Joins(), (torch.empty(1, 3, 8, 8), torch.empty(1, 3, 8, 8))).layers
+    names = {"input": "input"} | {index: row.op for index, row in enumerate(layers)}
+    read = {row.op: [names[source] for source in row.inputs_from or ()] for row in layers if row.inputs_from is not None}
+
+    assert read["Conv2d"] == ["input"]
+    assert read["conv2d"] == ["Conv2d", "mul"]
+    assert read["mul"] == read["zeros"] == []
+    assert read["relu"] == ["conv2d", "Conv2d"]
+    assert read["cat"] == ["relu", "input"]
+    assert read["mean"] == ["cat"]
+    assert read["Linear"] == ["mean"]

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from convaudit.checkpoints.formats import Checkpoint
+from convaudit.checkpoints.pickle_reader import uncollected
 from convaudit.checkpoints.tensors import role_of
 from convaudit.result import LayerRow, TensorRow
 
@@ -19,14 +20,18 @@ WRAPPERS = ("module.", "_orig_mod.", "model.")
 """What DataParallel, torch.compile and a wrapping module put before every name."""
 HEADS = frozenset(("classif", "classifier", "fc", "head", "head_dist", "heads", "heads_dist", "last_linear"))
 """First components of the names of classifiers in timm and torchvision."""
-_ALIASES = {"weight_v": "weight", "weight_orig": "weight"}
-"""What weight_norm and spectral_norm call a layer's weight."""
+_BESIDE = (
+    ("pruned", "{}_mask"), ("weight_norm", "{}_g"), ("weight_norm", "parametrizations.{}.original0"), ("spectral_norm", "{}_u"),
+    ("spectral_norm", "parametrizations.{}.0._u"),
+)  # fmt: skip
+"""What stands beside a tensor that a hook or parametrization of torch.nn.utils makes a weight of."""
+_DIGITS = re.compile(r"\d+")
 _ATTENTION = frozenset(("k", "k_proj", "key", "kv", "q", "q_proj", "qkv", "query"))
 """What projections of attention are called."""
 _CONV_AXES = (3, 4, 5)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Layer:
     """One module that holds tensors. Widths are None where its shapes do not tell; ``kernel`` is a convolution's."""
 
@@ -42,6 +47,16 @@ class Layer:
     """A convolution of one input channel a group: depthwise."""
     transposed: bool | None = False
     """None where a convolution may be a transposed one as well."""
+    stored: str = "weight"
+    """The tensor its weight is made of, by its name behind the layer's."""
+    parametrized: str = ""
+    """How: "pruned", "weight_norm", "spectral_norm", or "other"; nothing where it is the weight itself."""
+    beside: str = ""
+    """The tensor that says the rest: mask, norms, singular vector."""
+
+    def tensor(self, leaf: str) -> str:
+        """The name of one of its tensors."""
+        return f"{self.name}.{leaf}" if self.name else leaf
 
     @property
     def weights(self) -> int:
@@ -202,10 +217,9 @@ def is_auxiliary(name: str) -> bool:
     return any(part.lower().startswith("aux") for part in name.split("."))
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
+def _natural(name: str) -> str:
     """A key that sorts numbers in names by their size: by how many digits they have, then by these."""
-    parts = (part.lstrip("0") if place % 2 else part for place, part in enumerate(re.split(r"(\d+)", name)))
-    return [(len(part) if place % 2 else 0, part) for place, part in enumerate(parts)]
+    return _DIGITS.sub(lambda found: chr(len(digits := found[0].lstrip("0"))) + digits, name)
 
 
 def wrapper_of(names: Sequence[str]) -> str:
@@ -219,6 +233,7 @@ def wrapper_of(names: Sequence[str]) -> str:
     return found
 
 
+@uncollected()
 def architecture_of(file: Checkpoint) -> Architecture:
     """The layers of a checkpoint's parameters and buffers; each tensor's elements count where they stand first."""
     rows = [(index, row) for index, row in enumerate(file.tensors) if row.role in ("parameter", "buffer")]
@@ -226,17 +241,17 @@ def architecture_of(file: Checkpoint) -> Architecture:
     by_name = all(names == sorted(names) for names in _by_dtype(rows))
     groups: dict[str, dict[str, tuple[TensorRow, int]]] = {}
     for index, row in rows:
-        counted = row.role == "parameter" and index not in file.shared
-        owner, leaf = _owner(row.name[len(prefix) :])
+        owner, leaf = owner_of(row.name[len(prefix) :])
         held = groups.setdefault(owner, {})
-        elements = math.prod(row.shape) if counted and row.shape is not None else 0
+        elements = file.counted[index] if row.role == "parameter" else 0
         held[leaf] = row, elements + (held[leaf][1] if leaf in held else 0)  # a damaged file has a name twice
     for owner in [owner for owner in groups if f"{owner}.out_proj" in groups and "in_proj_weight" in groups[owner]]:
         groups[owner].update({f"out_proj.{leaf}": held for leaf, held in groups.pop(f"{owner}.out_proj").items()})
     layers = [layer for owner, held in groups.items() if (layer := _layer(owner, held)) is not None]
     if by_name:
         layers.sort(key=lambda layer: _natural(layer.name))
-    return Architecture(_oriented(layers, in_order=not by_name), by_name)
+    _orient(layers, in_order=not by_name)
+    return Architecture(layers, by_name)
 
 
 def _by_dtype(rows: Iterable[tuple[int, TensorRow]]) -> Iterable[list[str]]:
@@ -246,25 +261,44 @@ def _by_dtype(rows: Iterable[tuple[int, TensorRow]]) -> Iterable[list[str]]:
     return names.values()
 
 
-def _owner(name: str) -> tuple[str, str]:
-    before, parametrized, after = name.partition(".parametrizations.")
-    if parametrized:
-        leaf, _, last = after.rpartition(".")
-        return before, leaf if last in ("original", "original1") else f"parametrizations.{after}"
+def owner_of(name: str) -> tuple[str, str]:
+    """The layer that a tensor is of, and the tensor's name in it."""
+    at = f".{name}".find(".parametrizations.")
+    if at >= 0:
+        return name[: max(at - 1, 0)], name[at:]
+    owner, packed, place = name.rpartition("._packed_params._packed_params.")
+    if packed and place in ("0", "1"):  # a quantized Linear
+        return owner, ("weight", "bias")[int(place)]
     owner, _, leaf = name.rpartition(".")
     return owner, leaf
 
 
+def _made_of(leaf: str, held: dict[str, tuple[TensorRow, int]]) -> str:
+    """The name of the weight or bias that a stored tensor is for; its own where it is that itself, or no part of one."""
+    if leaf.startswith("parametrizations."):
+        name, _, last = leaf[17:].rpartition(".")
+        return name if last in ("original", "original1") else leaf
+    if leaf.endswith("_orig"):
+        return leaf[:-5]
+    return leaf[:-2] if leaf.endswith("_v") and f"{leaf[:-2]}_g" in held else leaf
+
+
 def _layer(owner: str, held: dict[str, tuple[TensorRow, int]]) -> Layer | None:
     """A layer by its tensors; None for buffers alone that are no norm's."""
-    shapes = {_ALIASES.get(leaf, leaf): tuple(row.shape) for leaf, (row, _) in held.items() if row.shape is not None}
-    parameters = sum(count for _, count in held.values())
-    row = next((row for leaf, (row, _) in held.items() if leaf.endswith("weight")), next(iter(held.values()))[0])
+    names = {_made_of(leaf, held): leaf for leaf in held}
+    shapes = {name: tuple(shape) for name, leaf in names.items() if (shape := held[leaf][0].shape) is not None}
+    parameters = sum([count for _, count in held.values()])
+    row = held[next((leaf for name, leaf in names.items() if name.endswith("weight")), next(iter(held)))][0]
     weight, bias = shapes.get("weight"), shapes.get("bias")
     word = owner.rpartition(".")[2].lower()
 
     def made(kind: str, op: str, **widths: object) -> Layer:
-        return Layer(owner, kind, op, parameters, row.dtype, **widths)  # type: ignore[arg-type]
+        layer = Layer(owner, kind, op, parameters, row.dtype, **widths)  # type: ignore[arg-type]
+        if names.get("weight", "weight") != "weight":
+            layer.stored = names["weight"]
+            beside = ((how, leaf.format("weight")) for how, leaf in _BESIDE)
+            layer.parametrized, layer.beside = next(((how, leaf) for how, leaf in beside if leaf in held), ("other", ""))
+        return layer
 
     recurrent = next((leaf for leaf in shapes if leaf.startswith("weight_hh") and len(shapes[leaf]) == 2), None)
     if recurrent:
@@ -296,36 +330,26 @@ def _layer(owner: str, held: dict[str, tuple[TensorRow, int]]) -> Layer | None:
     return made("parameter", "Parameter")
 
 
-def _oriented(layers: list[Layer], *, in_order: bool) -> list[Layer]:
-    """The layers, convolutions told from transposed ones where the norm behind them or the layer before says so."""
-    found: list[Layer] = []
+def _orient(layers: list[Layer], *, in_order: bool) -> None:
+    """Tell convolutions from transposed ones where the norm behind them or the layer before says so, and name them."""
     before = None
     for index, layer in enumerate(layers):
-        if found and found[-1].outward:
-            before = found[-1].outward
+        before = layers[index - 1].outward or before if index else None
         if layer.kind != "conv":
-            found.append(layer)
             continue
-        transposed = layer.transposed
         inward, outward = layer.inward or 0, layer.outward or 0
-        if transposed is None and inward != outward and in_order:
+        if layer.transposed is None and inward != outward and in_order:
             behind = layers[index + 1].outward if index + 1 < len(layers) and layers[index + 1].kind == "norm" else None
             if before == inward or behind == outward:
-                transposed = False if behind != inward else None
+                layer.transposed = False if behind != inward else None
             elif behind == inward:
-                transposed = True
+                layer.transposed = True
         if layer.grouped:
-            transposed = False if transposed is None else transposed
-        elif transposed:
-            inward, outward = outward, inward
-        size = "×".join(map(str, layer.kernel))
-        name = f"Conv{'Transpose' * bool(transposed)}{len(layer.kernel)}d"
-        widths = f"{outward:,}, depthwise" if layer.grouped else f"{inward:,}→{outward:,}"
-        found.append(
-            Layer(layer.name, "conv", f"{name} {size} {widths}", layer.parameters, layer.dtype, inward, outward, layer.kernel,
-                  layer.grouped, transposed)
-        )  # fmt: skip
-    return found
+            layer.transposed = bool(layer.transposed)
+        elif layer.transposed:
+            inward, outward = layer.inward, layer.outward = outward, inward
+        name = f"Conv{'Transpose' * bool(layer.transposed)}{len(layer.kernel)}d {'×'.join(map(str, layer.kernel))}"
+        layer.op = f"{name} {outward:,}, depthwise" if layer.grouped else f"{name} {inward:,}→{outward:,}"
 
 
 def fingerprint(tensors: Iterable[tuple[str, Sequence[int]]]) -> str:

@@ -173,7 +173,7 @@ def _add(file: Readable, found: Archive, member: Member, raw: bytes, flags: int)
     if flags & 1:
         found.problems.append(f"member {shown} is encrypted")
     parts = re.split(r"[/\\]", name)
-    if name[:1] in ("/", "\\") or ".." in parts or "\0" in name or re.match(r"[A-Za-z]:", name):
+    if name[:1] in ("/", "\\") or ".." in parts or "\0" in name or re.match(r"[A-Za-z]:[/\\]", name):
         found.problems.append(f"member {shown} would be written outside its folder")
     local = read_at(file, min(header, 2**62), 30)
     if len(local) < 30 or local[:4] != b"PK\3\4":

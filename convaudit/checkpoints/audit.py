@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from convaudit import registry
 from convaudit.checkpoints.architecture import Architecture, Expected, architecture_of
 from convaudit.checkpoints.formats import Checkpoint, read_checkpoint
+from convaudit.checkpoints.pickle_reader import uncollected
 from convaudit.errors import TargetError
 from convaudit.paths import target_key
 from convaudit.result import (
@@ -26,6 +27,7 @@ from convaudit.result import (
 )
 from convaudit.rule import Options, Rule
 from convaudit.settings import AuditSettings
+from convaudit.versions import python_version
 
 if TYPE_CHECKING:
     from convaudit.checkpoints.weights import Weights
@@ -78,6 +80,7 @@ class CheckpointContext:
         )  # fmt: skip
 
 
+@uncollected()
 def audit_file(
     target: str, settings: AuditSettings, *, sha256: bool = False, model: Expected | None = None
 ) -> TargetResult:
@@ -95,24 +98,29 @@ def audit_file(
         return _failed(target, failure, settings)
     notes = list(file.notes)
     if file.unknown:
-        notes.insert(0, f"partial: shape or dtype of {len(file.unknown):,} tensors is unknown, {file.unknown[0][:80]} the first")
+        notes.insert(0, f"partial: shape or dtype of {_named(file.unknown)} is unknown")
+    if not settings.enabled("CNV601", True) and any(used.tier == "code" for used in file.globals):
+        notes.insert(0, "it names code that loading would run, and CNV601 is switched off: --globals lists it")
+    if not file.complete and file.tensors:
+        notes.insert(0, "not all of its tensors could be listed: totals are lower bounds")
     return TargetResult(
-        target=target, kind="checkpoint", status="partial" if file.unknown else "ok", error=None, tracer=None, notes=notes,
+        target=target, kind="checkpoint", status="ok" if file.complete and not file.unknown else "partial", error=None, tracer=None, notes=notes,
         inputs=[], totals=_totals(file, architecture), flop_convention=settings.flop_convention, rule_set=settings.rule_set,
         layers=[layer.row() for layer in architecture.layers],
         findings=run_rules(file, target, settings, architecture, model, weights),
         checkpoint=CheckpointInfo(
             file.format, digest, weights is not None, file.tensors, file.globals, weights.gallery(file) if weights else None
         ),
+        versions=python_version(),
     )  # fmt: skip
 
 
 def _weights(file: Checkpoint, settings: AuditSettings, architecture: Architecture) -> Weights | None:
     """What the weights tell, where they are to be read; a file that is changed meanwhile gets a problem more."""
-    if settings.weights == "never" or not any(file.places):
+    if settings.weights == "never" or not file.tensors:
         return None
-    if file.problems:
-        file.notes.append("weights not read: the file contradicts itself")
+    if file.problems or not any(file.places):
+        file.notes.append(f"weights not read: {'the file contradicts itself' if file.problems else file.away[0]}")
         return None
     if settings.weights == "auto" and file.file_bytes > MAX_WEIGHTS:
         file.notes.append(f"weights not read ({file.file_bytes / 1e9:.3g} GB): --weights")
@@ -125,8 +133,13 @@ def _weights(file: Checkpoint, settings: AuditSettings, architecture: Architectu
         file.problems.append(str(error))
         return None
     if weights.unread:
-        file.notes.append(f"weights of {len(weights.unread):,} tensors not read, {weights.unread[0][:80]} the first")
+        file.notes.append(f"weights of {_named(weights.unread)} not read")
     return weights
+
+
+def _named(names: list[str]) -> str:
+    """The first of some tensors, and how many more."""
+    return names[0][:80] + (f" and {len(names) - 1:,} more" if names[1:] else "")
 
 
 def _failed(target: str, failure: TargetFailure, settings: AuditSettings) -> TargetResult:
@@ -135,7 +148,10 @@ def _failed(target: str, failure: TargetFailure, settings: AuditSettings) -> Tar
     return result
 
 
-def _totals(file: Checkpoint, architecture: Architecture) -> Totals:
+def _totals(file: Checkpoint, architecture: Architecture) -> Totals | None:
+    """The sums; None where none of its tensors could be listed."""
+    if not file.complete and not file.tensors:
+        return None
     return Totals(
         parameters=file.parameters, trainable_parameters=None, macs=None, flops=None, activation_bytes=None,
         peak_activation_bytes=None, parameter_bytes=file.parameter_bytes,

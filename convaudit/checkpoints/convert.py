@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from convaudit.checkpoints.formats import SAFETENSORS, Checkpoint, Place, row_major
+from convaudit.checkpoints.formats import SAFETENSORS, Checkpoint, Place
+from convaudit.checkpoints.regions import row_major
 from convaudit.checkpoints.tensors import BITS
 from convaudit.errors import UsageError
 from convaudit.output import replaced
@@ -23,6 +24,10 @@ _KINDS = {dtype: kind for kind, (dtype, _) in reversed(SAFETENSORS.items())}
 """safetensors' name by torch's dtype."""
 _STRIPPED = ("module.", "_orig_mod.")
 """Prefixes that are nobody's own: DataParallel's and torch.compile's."""
+_UNNAMED = "tensor"
+"""The name of a tensor that is all a file holds."""
+_PACKED = ("_packed_params.", "_all_weight_values.")
+"""Keys below which quantized layers keep weights in tuples, which a safetensors file cannot give back."""
 _BLOCK = 1 << 23
 _MOST_REORDERED = 1 << 31
 """Bytes of a tensor that is read whole, because its elements do not lie in order."""
@@ -70,6 +75,9 @@ def plan(file: Checkpoint, key: str | None = None) -> Plan:
         if names and all(name.startswith(prefix) for name in names):
             names = [name.removeprefix(prefix) for name in names]
             made.lines.append(f"the prefix {prefix!r} of every name is left out")
+    if "" in names:
+        names = [name or _UNNAMED for name in names]
+        made.lines.append(f"a tensor without a name is written as {_UNNAMED!r}")
     doubled = [name for name, count in Counter(names).items() if count > 1]
     if doubled:
         raise UsageError(f"{where}: {doubled[0][:80]!r} is there twice")
@@ -77,10 +85,11 @@ def plan(file: Checkpoint, key: str | None = None) -> Plan:
         raise UsageError(f"{where}: a tensor named '__metadata__' cannot be written: safetensors keeps that name for itself")
     for name, (_, index) in zip(names, chosen):
         made.tensors.append(_taken(file, index, name))
-    _tie(made, where)
+    _tie(made)
     total = made.bytes
     if total > 4 * file.file_bytes + (1 << 20):
         raise UsageError(f"{where}: its tensors repeat what the file holds once: they would take {total:,} bytes of a file of {file.file_bytes:,}")
+    _check_storages(made, where)
     made.tensors.sort(key=lambda taken: -BITS[taken.row.dtype])  # each begins where its elements may be read in place
     return made
 
@@ -103,7 +112,7 @@ def _chosen(file: Checkpoint, key: str | None, made: Plan) -> list[tuple[str, in
         what = f"no tensors under {key!r}" if key is not None else "no state_dict of its own"
         raise UsageError(f"{file.path}: has {what}" + (f"; --key takes one of these (tensors): {held}" if held else ": it holds no tensors"))
     taken = {index for _, index in found}
-    packed = next((row for index, row in rows if index not in taken and row.role == "other" and row.dtype.startswith("q")), None)
+    packed = next((row for index, row in rows if index in taken and any(part in row.name for part in _PACKED)), None)
     if packed is not None:
         raise UsageError(f"{file.path}: {packed.name[:80]!r} holds a quantized layer's packed weights: safetensors has no word for them")
     left = Counter(row.role for index, row in rows if index not in taken)
@@ -123,18 +132,15 @@ def _taken(file: Checkpoint, index: int, name: str) -> Taken:
     if not math.prod(row.shape):
         return Taken(name, row, None)
     if place is None:
-        raise UsageError(f"{shown} cannot be read in place: it is sparse, compressed, conjugated, or its elements are not in the file")
+        raise UsageError(f"{shown} cannot be read in place: {file.away[index]}")
     taken = Taken(name, row, place)
     if _span(taken)[1] * BITS[row.dtype] > place.size * 8:
         raise UsageError(f"{shown} reaches beyond its storage")
     return taken
 
 
-def _tie(made: Plan, where: str) -> None:
-    """Write what is one tensor under several names once, as ``safetensors.torch.save_model`` does and ``load_model`` knows.
-
-    Raises :class:`UsageError` where two tensors share some elements and are not the same.
-    """
+def _tie(made: Plan) -> None:
+    """Write what is one tensor under several names once, as ``safetensors.torch.save_model`` does and ``load_model`` knows."""
     first: dict[tuple[Place, tuple[int, ...]], str] = {}
     for taken in made.tensors:
         if taken.place is not None and (kept := first.setdefault((taken.place, tuple(taken.row.shape or ())), taken.name)) != taken.name:
@@ -144,6 +150,10 @@ def _tie(made: Plan, where: str) -> None:
         name, kept = next(iter(made.ties.items()))
         more = f" and {len(made.ties) - 1:,} more" if len(made.ties) > 1 else ""
         made.lines.append(f"{name[:80]!r} is {kept[:80]!r}{more}: written once, load it with safetensors.torch.load_model")
+
+
+def _check_storages(made: Plan, where: str) -> None:
+    """Raise :class:`UsageError` where two tensors share some elements and are not the same."""
     storages: dict[tuple[str, int], list[Taken]] = {}
     for taken in made.tensors:
         if taken.place is not None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
+import re
 import struct
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
+
+import msgspec
 
 from convaudit.checkpoints import pickle_reader
 from convaudit.checkpoints.archive import Member, Readable, Said, Window, content, has_directory, read_archive, read_at
@@ -23,6 +27,7 @@ from convaudit.checkpoints.pickle_reader import (
     Work,
     looks_like_pickle,
 )
+from convaudit.checkpoints.regions import Region, elements_of, row_major
 from convaudit.checkpoints.tensors import BITS, UNKNOWN, Storage, Table, role_of, size_of, storage_of, table_of
 from convaudit.errors import TargetError
 from convaudit.result import GlobalRow, TensorRow
@@ -37,14 +42,30 @@ MAX_NESTED = 4
 _MAGIC = 0x1950A86A20F9469CFC6C
 """First pickle of a legacy file (``torch/serialization.py``, MAGIC_NUMBER)."""
 _MAGIC_BYTES = b"\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
-_SNIFFED = 1 << 20
-"""Bytes of a member that are read where it only looks like a pickle."""
+_PICKLED = (".pickle", ".joblib", ".dat", ".data", ".p", ".pk", ".sav", ".dill", ".pth", ".th")
+"""Suffixes of members that are read as pickles whatever they begin with; none of them has to be one."""
+_NUMERIC = re.compile(rb" *\{ *'descr': *'[<>|=]?[?bBhHiIlLqQefdgFDGuc]\d*',[^\\]*\Z")
+"""The header of a numpy array whose elements are plain numbers; of any other, a pickle may follow."""
 _NATIVE = (".so", ".dll", ".dylib", ".pyd", ".py", ".pyc", ".exe", ".o", ".cubin", ".hsaco")
 _PACKED = {
     b"\x1f\x8b\x08": "a gzip file", b"BZh": "a bzip2 file", b"\xfd7zXZ\0": "an xz file", b"7z\xbc\xaf\x27\x1c": "a 7z archive",
     b"Rar!\x1a\x07": "a RAR archive", b"(\xb5/\xfd": "a Zstandard file",
 }  # fmt: skip
 """What is named and not unpacked, by its first bytes."""
+
+_OTHERS = {
+    b"\x89HDF": "an HDF5 file (Keras, h5py), which is not read: convert its weights to safetensors",
+    b"GGUF": "a GGUF file (llama.cpp), which is not read: take the safetensors file that it was made from",
+    b"\x93NUMPY": "a NumPy array, no checkpoint: save a dict of tensors by name",
+    b"ggml": "a GGML file, which is not read: take the checkpoint that it was made from",
+    b"%PDF": "a PDF document", b"\x89PNG": "a PNG picture", b"\xff\xd8\xff": "a JPEG picture",
+}  # fmt: skip
+"""Other kinds of files by their first bytes."""
+_ONNX = re.compile(rb"\x08[\x01-\x0f]\x12[\x01-\x40](?:pytorch|keras|tf2onnx|onnx|skl2onnx)")
+"""An ONNX ModelProto: its IR version, then its producer (``onnx/onnx.proto``)."""
+_KNOWN_MEMBERS = ("data.pkl", "byteorder", "version", ".format_version", ".storage_alignment")
+_LARGE = 1 << 16
+"""Bytes of a member from which it is named, if nothing in the archive says what it is for."""
 
 SAFETENSORS = {
     "F64": ("float64", 64), "F32": ("float32", 32), "F16": ("float16", 16), "BF16": ("bfloat16", 16), "I64": ("int64", 64),
@@ -80,7 +101,8 @@ class Place:
 
 @dataclass
 class Checkpoint:
-    """What was read of one file. ``problems`` are contradictions, ``notes`` are not; counts are of elements."""
+    """What was read of one file. ``problems`` are contradictions, ``notes`` are not; counts are of elements, each of which
+    counts once whatever number of tensors see it."""
 
     path: str
     format: Format
@@ -91,43 +113,58 @@ class Checkpoint:
     notes: list[str] = field(default_factory=Said)
     unknown: list[str] = field(default_factory=list)
     """Tensors whose shape or dtype could not be told."""
+    complete: bool = True
+    """Whether all of its tensors are listed."""
     codes: list[str] = field(default_factory=Said)
     """Members that hold native or Python code."""
     parameters: int = 0
     buffers: int = 0
-    parameter_bytes: int = 0
+    parameter_bytes: int | None = 0
+    """None where no parameter's dtype is known; a lower bound where one's is not."""
     bytes_by_dtype: dict[str, int] = field(default_factory=dict)
-    counted: set[tuple[Any, ...]] = field(default_factory=set)
-    shared: set[int] = field(default_factory=set)
-    """Places in ``tensors`` of parameters and buffers that an earlier one holds already."""
+    counted: list[int] = field(default_factory=list)
+    """Elements that each of ``tensors`` adds: 0 where earlier ones hold them all, and for what is no parameter or buffer."""
+    regions: list[Region | None] = field(default_factory=list)
+    """The elements of its storage that each of ``tensors`` sees; None where it shares them with no other."""
     wrappers: list[str] = field(default_factory=list)
     """Keys at the top that hold a state_dict; names begin with them where there is more than one."""
     places: list[Place | None] = field(default_factory=list)
     """Where each tensor's elements lie, in the order of ``tensors``; None where they cannot be read in place."""
+    away: dict[int, str] = field(default_factory=dict)
+    """Why not, by its number in ``tensors``."""
     checksums: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Size and CRC of a zip checkpoint's storages, by their names in ``tensors``."""
     unnamed: list[str] = field(default_factory=list)
     """Those that its pickle does not name."""
 
-    def count(self, row: TensorRow, identity: tuple[Any, ...], place: Place | None = None) -> None:
-        """Add a row; parameters and buffers that share storage, place and shape count once."""
+    def add(self, row: TensorRow, region: Region | None, place: Place | None, away: str = "") -> None:
+        """Add a row; ``away`` says why its elements cannot be read in place."""
+        if place is None:
+            self.away[len(self.tensors)] = away
         self.tensors.append(row)
+        self.regions.append(region)
         self.places.append(place)
-        if row.role not in ("parameter", "buffer") or row.shape is None:
-            return
-        if identity in self.counted:
-            self.shared.add(len(self.tensors) - 1)
-            return
-        self.counted.add(identity)
-        elements = 1
-        for size in row.shape:
-            elements *= size
-        if row.role == "buffer":
-            self.buffers += elements
-            return
-        self.parameters += elements
-        self.parameter_bytes += row.bytes or 0
-        self.bytes_by_dtype[row.dtype] = self.bytes_by_dtype.get(row.dtype, 0) + (row.bytes or 0)
+
+    def count(self) -> None:
+        """Add up parameters and buffers."""
+        self.counted = [0] * len(self.tensors)
+        for role in ("parameter", "buffer"):
+            own = [index for index, row in enumerate(self.tensors) if row.role == role and row.shape is not None]
+            seen = [(index, region) for index in own if (region := self.regions[index]) is not None]
+            for index in own:
+                self.counted[index] = math.prod(self.tensors[index].shape or ())
+            for (index, _), added in zip(seen, elements_of([region for _, region in seen])):
+                self.counted[index] = added
+            if role == "buffer":
+                self.buffers = sum(self.counted[index] for index in own)
+                continue
+            self.parameters = sum(self.counted[index] for index in own)
+            for index in own:
+                row, whole = self.tensors[index], self.counted[index] == math.prod(self.tensors[index].shape or ())
+                size = row.bytes if whole else size_of(self.counted[index], row.dtype)
+                if size is not None:
+                    self.bytes_by_dtype[row.dtype] = self.bytes_by_dtype.get(row.dtype, 0) + size
+            self.parameter_bytes = None if own and not self.bytes_by_dtype else sum(self.bytes_by_dtype.values())
 
 
 def refusal(head: bytes) -> str | None:
@@ -142,12 +179,13 @@ def refusal(head: bytes) -> str | None:
     packed = _packed(head)
     if packed:
         return f"{packed}: unpack it first"
-    if head[257:262] == b"ustar":
-        return "a tar file: torch 0.1 saved such; load it with an old torch and save it anew, or unpack it"
-    if head.startswith(b"\x89HDF"):
-        return "an HDF5 file, which is not read"
-    if head.startswith(b"GGUF"):
-        return "a GGUF file, which is not read"
+    if _is_tar(head):
+        return "a tar file (torch 0.1 saved such): unpack it, and audit what is in it"
+    for begin, said in _OTHERS.items():
+        if head.startswith(begin):
+            return said
+    if _ONNX.match(head):
+        return "an ONNX model: audit the PyTorch model that it was exported from"
     return None
 
 
@@ -155,8 +193,17 @@ def _packed(head: bytes) -> str | None:
     return next((said for start, said in _PACKED.items() if head.startswith(start)), None)
 
 
+def _is_tar(head: bytes) -> bool:
+    """A tar archive by its magic, or, of tars before it, by the checksum of the first header (POSIX.1-1988)."""
+    if head[257:262] == b"ustar":
+        return True
+    said = head[148:156].strip(b"\0 ")
+    return said.isdigit() and said.strip(b"01234567") == b"" and int(said, 8) == sum(head[:148]) + 8 * 32 + sum(head[156:512])
+
+
 def recognise(head: bytes, name: str, size: int) -> str | None:
     """``zip``, ``safetensors``, ``pickle`` or ``sharded`` by the first bytes; the name decides where they are too few."""
+    name = name.lower()
     if name.endswith(".index.json"):
         return "sharded"
     if refusal(head):
@@ -177,19 +224,66 @@ def recognise(head: bytes, name: str, size: int) -> str | None:
 def sniff(path: str) -> tuple[str | None, str | None]:
     """The kind of a file by its first bytes, and what else it is. Raises :class:`OSError`."""
     size = os.stat(path).st_size
+    if path.endswith(".distcp"):
+        return None, "a part of a distributed checkpoint: torch.distributed.checkpoint.format_utils.dcp_to_torch_save makes one file of its folder"
     with open(path, "rb") as file:
         head = file.read(512)
         kind = recognise(head, os.path.basename(path), size)
-        if kind is None and not refusal(head) and has_directory(file, size):
-            kind = "zip"
-        elif kind is None and not refusal(head) and _unpickles(file, size):
-            kind = "pickle"
+        if kind is None:
+            kind = _otherwise(file, head, size)
     return kind, None if kind else refusal(head) or "no checkpoint that convaudit knows"
 
 
-def _unpickles(file: Readable, size: int) -> bool:
+def _otherwise(file: Readable, head: bytes, size: int, *, named: bool = True) -> str | None:
+    """The kind of a file that its first bytes do not tell: an array of objects, an archive behind other bytes, an old pickle."""
+    said = refusal(head)
+    if head.startswith(b"\x93NUMPY"):
+        return "array" if _objects_at(file) is not None else None
+    if not (_packed(head) or _is_tar(head)) and has_directory(file, size) and (not said or read_archive(file, size, 10).members):
+        return "zip"
+    return "pickle" if not said and (_unpickles if named else _imports)(file, 0, size) else None
+
+
+def sniff_any(path: str) -> tuple[str | None, str | None]:
+    """As :func:`sniff`, of a file whose suffix is no checkpoint's: only what is one beyond doubt. Raises :class:`OSError`."""
+    if path.endswith(".distcp"):
+        return sniff(path)
+    size = os.stat(path).st_size
+    with open(path, "rb") as file:
+        head = file.read(512)
+        kind = recognise(head, "", size) if head else None
+        if kind == "safetensors" and int.from_bytes(head[:8], "little") > size - 8:
+            kind = None
+        if kind is None and head:
+            kind = _otherwise(file, head, size, named=False)
+        if kind == "zip":
+            made = Checkpoint(path, "torch-zip", size)
+            try:
+                _zip(made, file, size, Work.part(MAX_PICKLE // 10))
+            except TargetError:
+                return None, "a zip archive without a pickle"
+            if not made.tensors and all(used.tier in ("tensors", "plain data") for used in made.globals):
+                return None, "a zip archive whose pickles name no code: name it to audit it"
+        elif kind == "array" or (kind == "pickle" and _MAGIC_BYTES not in head[:32]):
+            kind = kind if _imports(file, (_objects_at(file) or 0) if kind == "array" else 0, size) else None
+    return kind, None if kind else refusal(head) or "no checkpoint that convaudit knows"
+
+
+def _imports(file: Readable, start: int, size: int) -> bool:
+    """Whether bytes are beyond doubt a pickle that imports something: to their end, or up to where it calls that."""
+    head = read_at(file, start, 512)
+    reading = pickle_reader.read(head, work=Work.part(MAX_PICKLE // 100))
+    problem = reading.problem
+    if problem is not None and (problem.truncated or problem.limit):
+        reading = _widening(file, start, max(0, size - start), MAX_PICKLE, Work.part(MAX_PICKLE // 10))
+        problem = reading.problem
+    names = _importable(reading)
+    return bool(names and problem is None) or any(use.called for use in names) or (problem is not None and problem.limit and head[0] == 0x80)
+
+
+def _unpickles(file: Readable, start: int, size: int) -> bool:
     """Whether bytes are a pickle without a header that would import something before it ends or breaks."""
-    reading = _widening(file, 0, size, MAX_PICKLE, Work.part(MAX_PICKLE // 10))
+    reading = _widening(file, start, size - start, MAX_PICKLE, Work.part(MAX_PICKLE // 10))
     return reading.problem is None or reading.problem.limit or bool(_importable(reading))
 
 
@@ -208,7 +302,7 @@ def _widening(file: Readable, start: int, size: int, most: int, work: Work) -> R
         data = read_at(file, start, min(window, size, most))
         spent = Work(**vars(work))
         reading = pickle_reader.read(data, work=spent)
-        if reading.problem is None or not reading.problem.truncated or len(data) >= min(size, most):
+        if reading.problem is None or not reading.problem.truncated or max(len(data), reading.problem.needs - 1) >= min(size, most):
             vars(work).update(vars(spent))
             return reading
         del reading
@@ -224,11 +318,22 @@ def read_checkpoint(path: str, *, max_pickle: int = MAX_PICKLE) -> Checkpoint:
         size = os.stat(path).st_size
         made = Checkpoint(path, "safetensors", size)
         with open(path, "rb") as file:
-            _READERS[kind](made, file, size, Work.of(max_pickle))
+            work = Work.of(max_pickle)
+            _READERS[kind](made, file, size, work)
+            if kind in ("safetensors", "pickle"):
+                _behind(made, file, size, work)
     except OSError as error:
         raise TargetError("read", f"{path}: cannot be read: {error.strerror or error}", kind=type(error).__name__) from error
+    made.count()
     _prefixes(made)
     return made
+
+
+def _behind(made: Checkpoint, file: Readable, size: int, work: Work) -> None:
+    """An archive behind what is no archive, which zip readers would open."""
+    if has_directory(file, size) and (members := read_archive(file, size, work.members).members):
+        made.problems.append("a zip archive stands behind it")
+        _scan(made, _Zip(file, size, "the archive behind it: ", members=members), work, None)
 
 
 def _prefixes(made: Checkpoint) -> None:
@@ -242,16 +347,17 @@ def _prefixes(made: Checkpoint) -> None:
 
 
 def _safetensors(made: Checkpoint, file: BinaryIO, size: int, work: Work) -> None:
+    made.complete = False
     head = read_at(file, 0, 8)
     length = int.from_bytes(head, "little")
+    if looks_like_pickle(head) or _goes_on(read_at(file, 0, 512), work):
+        reading = _widening(file, 0, size, work.pickle, work)
+        if _importable(reading):
+            _record(made, reading, "the whole file")
+            made.problems.append("it is a pickle as well")
     if len(head) < 8 or length > size - 8:
         made.problems.append(f"its header is to have {length:,} bytes; the file has {size:,}")
         return
-    if looks_like_pickle(head):
-        reading = _widening(file, 0, size, work.pickle, work)
-        if reading.globals:
-            _record(made, reading, "the whole file")
-            made.problems.append("it is a pickle as well")
     most = min(MAX_HEADER, work.header)
     if length > most:
         made.problems.append(f"its header of {length:,} bytes is beyond the {most:,} that are read (--max-pickle)")
@@ -269,20 +375,32 @@ def _safetensors(made: Checkpoint, file: BinaryIO, size: int, work: Work) -> Non
     if text.count(b'"data_offsets"') > work.tensors:
         made.problems.append(f"it has more than {work.tensors:,} tensors, beyond what is read (--max-pickle)")
         return
+    if text.count(b"{") + text.count(b"[") > 5 * work.tensors:  # a tensor's entry has three
+        made.problems.append("its header has more lists and objects than are read (--max-pickle)")
+        return
     try:
         header = json.loads(text, object_pairs_hook=once)
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        made.problems.append("its header is nested too deep")
+        return
+    except json.JSONDecodeError as error:
         made.problems.append(f"its header is not JSON: {str(error)[:120]}")
+        return
+    except ValueError:
+        made.problems.append("its header has a number of thousands of digits, or text that is not UTF-8")
         return
     if not isinstance(header, dict):
         made.problems.append("its header is no JSON object")
         return
     made.problems += [f"key {name[:80]!r} is there more than once" for name in doubled[:5]]
     header.pop("__metadata__", None)
+    made.complete = True
     spans = []
     for name, entry in header.items():
         span = _entry(made, name, entry, 8 + length)
-        if span is not None:
+        if span is None:
+            made.complete = False
+        else:
             spans.append((*span, name))
     last = 0
     for begin, end, name in sorted(spans):
@@ -301,8 +419,11 @@ def _entry(made: Checkpoint, name: str, entry: Any, data_at: int) -> tuple[int, 
     except (TypeError, KeyError, ValueError):
         made.problems.append(f"{shown}: its entry is not dtype, shape and data_offsets")
         return None
-    if not isinstance(kind, str) or not isinstance(shape, list) or len(shape) > 64 or any(type(n) is not int or not 0 <= n < 2**63 for n in numbers) or end < begin:
-        made.problems.append(f"{shown}: a negative, absurd or reversed size or offset")
+    if not isinstance(kind, str) or not isinstance(shape, list) or any(type(n) is not int for n in numbers):
+        made.problems.append(f"{shown}: its dtype is no text, or its shape or offsets are no whole numbers")
+        return None
+    if len(shape) > 64 or not all(0 <= n < 2**63 for n in numbers) or end < begin:
+        made.problems.append(f"{shown}: more than 64 sizes, or a size or offset that is negative, above 2^63 or reversed")
         return None
     dtype, bits = SAFETENSORS.get(kind, (UNKNOWN, 0))
     elements = 1
@@ -314,16 +435,8 @@ def _entry(made: Checkpoint, name: str, entry: Any, data_at: int) -> tuple[int, 
     elif elements * bits != (end - begin) * 8:
         made.problems.append(f"{shown}: {kind} of shape {shape[:8]} takes {-(-elements * bits // 8):,} bytes, not {end - begin:,}")
     place = Place(made.path, data_at + begin, end - begin, 0, row_major(shape))
-    made.count(TensorRow(name, shape, dtype, end - begin, str(begin), role_of(name, dtype)), (made.path, begin, name), place)
+    made.add(TensorRow(name, shape, dtype, end - begin, str(begin), role_of(name, dtype)), None, place)
     return begin, end
-
-
-def row_major(shape: Sequence[int]) -> tuple[int, ...]:
-    """The strides of a contiguous tensor, in elements."""
-    steps = [1]
-    for size in reversed(shape[1:]):
-        steps.append(steps[-1] * size)
-    return tuple(reversed(steps)) if shape else ()
 
 
 # Pickles
@@ -354,6 +467,7 @@ def _pickle_file(made: Checkpoint, file: BinaryIO, size: int, work: Work) -> Non
     if broken is not None:
         limited = len(data) < size and broken.truncated
         made.problems.append(f"its pickle goes beyond {max_pickle:,} bytes (--max-pickle)" if limited else str(broken))
+        made.complete = False
     if not legacy:
         for reading in readings:
             _table(made, table_of(reading.value, "", work), None, {})
@@ -364,10 +478,17 @@ def _pickle_file(made: Checkpoint, file: BinaryIO, size: int, work: Work) -> Non
         table = table_of(readings[3].value, "", work)
         if readings[0].value != _MAGIC and readings[0].problem is None:
             made.problems.append("its magic number is not torch's")
-        spans = _legacy_storages(made, file, size, readings[4], table) if len(readings) == 5 and broken is None else {}
+        spans: Mapping[str, _Span] = _legacy_storages(made, file, size, readings[4], table) if len(readings) == 5 and broken is None else {}
         _table(made, table, None, spans)
     if broken is None and len(readings) < 5:
         made.problems.append(f"it has {len(readings)} of a legacy file's five pickles")
+        made.complete = made.complete and len(readings) > 3
+
+
+def _array_file(made: Checkpoint, file: BinaryIO, size: int, work: Work) -> None:
+    """A numpy array of objects: a pickle behind a header."""
+    start = _objects_at(file) or 0
+    _pickle_file(made, Window(file, start, size - start), max(0, size - start), work)  # type: ignore[arg-type]
 
 
 def _in_a_row(data: bytes, most: int, work: Work) -> list[Reading]:
@@ -426,22 +547,32 @@ def _record(made: Checkpoint, reading: Reading, member: str) -> None:
 
 
 def _table(
-    made: Checkpoint, table: Table, missing: Callable[[Storage], str | None] | None, spans: Mapping[str, tuple[int, int]]
+    made: Checkpoint, table: Table, missing: Callable[[Storage], str | None] | None, spans: Mapping[str, _Span]
 ) -> None:
-    """Take a table's rows; ``spans`` are the start and size in bytes of the storages that can be read in place."""
+    """Take a table's rows; ``spans`` say where the storages lie."""
     made.wrappers += table.wrappers
+    made.complete = made.complete and table.complete
     for row, tensor in zip(table.rows, table.tensors):
-        identity = (made.path, row.storage, tensor.offset, tensor.shape, tensor.stride) if tensor.storage else (row.name,)
-        span = spans.get(tensor.storage.key) if tensor.storage else None
-        place = None
-        if span is not None and tensor.stride is not None and len(tensor.shape or ()) == len(tensor.stride):
-            place = Place(made.path, *span, tensor.offset, tensor.stride)
-        made.count(row, identity, place)
+        storage, shape, stride = tensor.storage, tensor.shape, tensor.stride
+        span = spans.get(storage.key, "its storage is not in the file") if storage else "its elements are not in the file"
+        regular = shape is not None and stride is not None and len(shape) == len(stride) and min((*shape, *stride, tensor.offset), default=0) >= 0
+        region = place = None
+        if storage is not None and shape is not None:
+            steps = stride if regular and tensor.kind != "sparse" else None
+            region = Region((made.path, row.storage), tensor.offset, shape, steps, BITS.get(row.dtype, 0))
+        if tensor.kind:
+            span = f"it is {tensor.kind}"
+        elif not isinstance(span, str) and regular and stride is not None:
+            place = Place(made.path, *span, tensor.offset, stride)
+        made.add(row, region, place, span if isinstance(span, str) else "its shape or its strides are not known")
     made.problems += table.problems[:20]
     made.unknown += table.unknown
     if missing is not None:
         made.problems += [said for storage in table.storages.values() if (said := missing(storage))][:20]
 
+
+_Span = tuple[int, int] | str
+"""Start and size in bytes of a storage in the file; or why it cannot be read there."""
 
 # Zip archives
 
@@ -470,21 +601,37 @@ def _zip(made: Checkpoint, file: BinaryIO, size: int, work: Work) -> None:
     members = archive.members
     names = {member.name for member in members}
     roots = sorted({name[: -len("data.pkl")] for name in names if _is_root(name)})
+    named = made.path.lower().endswith(SUFFIXES)
     constants = any(name.endswith("constants.pkl") for name in names) and any("/code/" in name for name in names)
-    packaged = any(name.endswith(("archive_format", "serialized_exported_program.json")) or "/models/" in name for name in names)
+    packaged = any(name.endswith(("archive_format", "serialized_exported_program.json")) or ("/models/" in name and named) for name in names)
     if constants:
         made.format = "torchscript"
-    elif made.path.endswith(".pt2") or (packaged and not roots):
+    elif made.path.lower().endswith(".pt2") or (packaged and not roots):
         made.format = "pt2"
     if len(roots) > 1:
         made.problems.append(f"it has {len(roots)} data.pkl: {', '.join(root[:80] for root in roots[:3])}")
-    if not roots and made.format == "torch-zip" and members:
-        made.problems.append("it has no data.pkl")
+    made.complete = bool(roots) or made.format == "pt2"
     wrong = _scan(made, archive, work, roots[0] if roots else None)
+    if not made.complete and members:
+        _no_checkpoint(made, names)
     if made.format == "pt2":
         _exported(made, archive, work)
     if wrong:
         (made.problems if made.problems else made.notes).extend(f"member {name} has a wrong CRC" for name in wrong)
+
+
+def _no_checkpoint(made: Checkpoint, names: set[str]) -> None:
+    """Say of an archive without data.pkl what it is; raise :class:`TargetError` where nothing in it or its name is a checkpoint's."""
+    arrays = all(name.endswith(".npy") for name in names)
+    what = ": a NumPy archive (.npz), no checkpoint of PyTorch; save a dict of tensors by name" if arrays else ""
+    what = ": a Keras archive, which is not read" if any(name.endswith("model.weights.h5") for name in names) else what
+    if made.path.lower().endswith(SUFFIXES):
+        made.problems.append(f"it has no data.pkl{what}")
+        return
+    made.codes.clear()  # any archive may hold programs
+    if not made.globals:
+        raise TargetError("read", f"{made.path}: {what[2:] or 'a zip archive without a pickle, no checkpoint'}", kind="NoCheckpoint")
+    made.notes.append(f"it has no data.pkl{what}")
 
 
 def _is_root(name: str) -> bool:
@@ -507,22 +654,41 @@ def _scan(made: Checkpoint, archive: _Zip, work: Work, root: str | None) -> list
         program = made.format == "torchscript" and "/code/" in member.name
         if not program and (head.startswith(b"\x7fELF") or member.name.lower().endswith(_NATIVE)):
             made.codes.append(f"{archive.inside}{member.name}"[:500])
-        nested = head.startswith(b"PK\3\4") or (
-            member.method == 0 and member.size > 512 and read_at(file, member.start + member.packed - 22, 4) == b"PK\5\6"
-        )
-        packed = _packed(head) or ("a tar file" if head[257:262] == b"ustar" else None)
+        stored = "/data/" in member.name and member.name.rpartition("/")[2].isdigit()
+        nested = head.startswith(b"PK\3\4") or _archive_behind(made, archive, member, work, storage=stored)
+        packed = _packed(head) or ("a tar file" if _is_tar(head) else None)
         named = member.name.endswith((".pkl", ".debug_pkl"))
         if nested:
             _nested(made, archive, member, work)
         elif packed:
             made.notes.append(f"member {archive.shown(member)} is {packed}; it was not read")
-        elif head.startswith(b"\x93NUMPY"):
-            _array(made, archive, member, head, work)
         elif named:
             wrong += _pickled_member(made, archive, member, root, work)
-        elif looks_like_pickle(head):
-            _unnamed(made, archive, member, work)
+        else:
+            sure = looks_like_pickle(head) or (not stored and member.name.lower().endswith(_PICKLED))
+            if head.startswith(b"\x93NUMPY") or sure or _goes_on(head, work):
+                _unnamed(made, archive, member, work, sure=sure)
     return wrong
+
+
+def _goes_on(head: bytes, work: Work) -> bool:
+    """Whether bytes without a pickle's header could be a pickle's: they end before they break."""
+    problem = pickle_reader.read(head, work=Work.part(work.pickle // 100)).problem if head else None
+    return bool(head) and (problem is None or problem.limit or problem.truncated)
+
+
+def _archive_behind(made: Checkpoint, archive: _Zip, member: Member, work: Work, *, storage: bool) -> bool:
+    """Whether an archive stands at the end of a member; of a ``storage``, only one without a comment is looked for, in place."""
+    if member.size <= 512 or (storage and member.method):
+        return False
+    if member.method == 0:
+        least = 22 if storage else 65557
+        return b"PK\5\6" in read_at(archive.file, member.start + max(0, member.packed - least), min(least, member.packed))
+    if member.size > work.bytes:
+        made.notes.append(f"member {archive.shown(member)} was not searched for an archive behind its beginning (--max-pickle)")
+        return False
+    data, _ = _content(archive, member, work)
+    return has_directory(io.BytesIO(data), len(data))
 
 
 def _nested(made: Checkpoint, outer: _Zip, member: Member, work: Work) -> None:
@@ -557,14 +723,13 @@ def _content(archive: _Zip, member: Member, work: Work) -> tuple[bytes, str | No
     return data, short
 
 
-def _array(made: Checkpoint, archive: _Zip, member: Member, head: bytes, work: Work) -> None:
-    """A numpy array: of objects, it is a pickle behind a header (``numpy/lib/format.py``)."""
-    at = 10 + int.from_bytes(head[8:10], "little") if head[6:7] == b"\1" else 12 + int.from_bytes(head[8:12], "little")
-    if b"|O" in head[:at]:
-        data, short = _content(archive, member, work)
-        _record(made, pickle_reader.read(data, at, work=work), f"{archive.inside}{member.name}")
-        if short:
-            made.problems.append(f"member {archive.shown(member)} {short}")
+def _objects_at(file: Readable) -> int | None:
+    """Where the pickle of a numpy array of objects begins (``numpy/lib/format.py``); None where its elements are numbers."""
+    head = read_at(file, 0, 12)
+    start, size = (10, 2) if head[6:7] == b"\1" else (12, 4)
+    length = int.from_bytes(head[8 : 8 + size], "little")
+    header = read_at(file, start, min(length, 1 << 16))
+    return None if _NUMERIC.match(header) and header.count(b"descr") == 1 else start + length
 
 
 def _exported(made: Checkpoint, archive: _Zip, work: Work) -> None:
@@ -588,43 +753,59 @@ def _exported(made: Checkpoint, archive: _Zip, work: Work) -> None:
                 dtype = _EXPORTED.get(meta["dtype"], UNKNOWN)
                 if not all(type(n) is int and 0 <= n < 2**63 for n in shape):
                     raise ValueError(f"{key[:80]} has no plain shape")
-                elements = 1
-                for n in shape:
-                    elements *= n
+                offset, stride = meta["storage_offset"]["as_int"], tuple(step["as_int"] for step in meta["strides"])
+                plain = len(stride) == len(shape) and all(type(n) is int and 0 <= n < 2**63 for n in (offset, *stride))
                 if path not in stored:
                     made.problems.append(f"weight {path[:80]!r} is named and not there")
                 if dtype == UNKNOWN or entry.get("use_pickle"):
                     made.unknown.append(key)
                 role: Literal["parameter", "buffer"] = "parameter" if entry["is_param"] else "buffer"
-                row = TensorRow(key, shape, dtype, size_of(elements, dtype), entry["path_name"], role)
-                place = _exported_place(made, stored.get(path), meta) if not entry.get("use_pickle") else None
-                made.count(row, (path, str(meta.get("storage_offset")), str(meta.get("strides")), tuple(shape)), place)
+                row = TensorRow(key, shape, dtype, size_of(math.prod(shape), dtype), entry["path_name"], role)
+                region = Region(path, offset, tuple(shape), stride if plain else None, BITS.get(dtype, 0))
+                span = "its storage is not in the file" if path not in stored else _span(archive, stored[path])
+                if entry.get("use_pickle"):
+                    span = "it is pickled"
+                place = Place(made.path, *span, offset, stride) if plain and not isinstance(span, str) else None
+                made.add(row, region, place, span if isinstance(span, str) else "its strides are not known")
         except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
             made.problems.append(f"member {member.name[:80]!r} lists no weights: {type(error).__name__}: {str(error)[:80]}")
+            made.complete = False
     if not known:
-        made.unknown.append("all of its weights")
+        made.notes.append("where its weights are is not known: it is a .pt2 of another version")
+        made.complete = False
 
 
-def _exported_place(made: Checkpoint, member: Member | None, meta: dict[str, Any]) -> Place | None:
-    offset, stride = meta["storage_offset"]["as_int"], [step["as_int"] for step in meta["strides"]]
-    if member is None or member.method != 0 or not all(type(n) is int and 0 <= n < 2**63 for n in (offset, *stride)):
-        return None
-    return Place(made.path, member.start, member.size, offset, tuple(stride))
-
-
-def _unnamed(made: Checkpoint, archive: _Zip, member: Member, work: Work) -> None:
-    """A member that looks like a pickle by its first bytes alone, as weights may by chance."""
+def _unnamed(made: Checkpoint, archive: _Zip, member: Member, work: Work, *, sure: bool) -> None:
+    """A member that may be a pickle; weights begin like one by chance, so it is ``sure`` by a header or its suffix alone."""
     short = None
+    file: Readable
     if member.method == 0:
-        reading = _widening(archive.file, member.start, member.packed, min(work.pickle, work.bytes), work)
+        file, size = Window(archive.file, member.start, member.packed), member.packed
     else:
         data, short = _content(archive, member, work)
-        reading = pickle_reader.read(data, work=work)
+        file, size = io.BytesIO(data), len(data)
+    array = read_at(file, 0, 6) == b"\x93NUMPY"
+    at = _objects_at(file) if array else 0
+    if at is None:
+        return
+    most = min(work.pickle, work.bytes)
+    share = work if sure or array else replace(work, opcodes=work.opcodes // 10, objects=work.objects // 10)
+    before = share.opcodes, share.objects
+    reading = _widening(file, at, max(0, size - at), most, share)
+    if share is not work:  # a guess leaves most of the limits to what is sure
+        work.opcodes -= before[0] - share.opcodes
+        work.objects -= before[1] - share.objects
     names = _importable(reading)
-    if any(use.tier != "tensors" for use in names) or (reading.globals and reading.problem is None):
+    begun = read_at(file, at, 1) == b"\x80"  # without its header, a list of words looks like one
+    if any(use.tier != "tensors" if begun else use.called for use in names) or ((reading.globals if begun else names) and reading.problem is None):
         _record(made, reading, f"{archive.inside}{member.name}")
-        made.problems.append(f"member {archive.shown(member)} is a pickle where none should be")
-    if reading.problem is not None and (reading.problem.limit or (short and reading.problem.truncated)):
+        if not array and not member.name.lower().endswith(_PICKLED):
+            made.problems.append(f"member {archive.shown(member)} is a pickle where none should be")
+    if reading.problem is None or not (sure or array):
+        return
+    if reading.problem.truncated and size - at > most >= reading.problem.needs:
+        short = f"goes beyond the {most:,} bytes that are read (--max-pickle)"
+    if reading.problem.limit or (short and reading.problem.truncated):
         made.problems.append(f"member {archive.shown(member)} {short or reading.problem}")
 
 
@@ -642,17 +823,32 @@ def _pickled_member(made: Checkpoint, archive: _Zip, member: Member, root: str |
     elif (len(readings) > 1 or first.end != len(data)) and not member.name.endswith(".debug_pkl"):
         made.problems.append(f"member {shown}: {len(data) - first.end:,} bytes stand after its pickle")
     if root is not None and member.name == f"{root}data.pkl":
+        made.complete = made.complete and first.problem is None
         at = len(root) + len("data/")
         held = {other.name[at:]: other for other in archive.members if other.name.startswith(f"{root}data/")}
         swapped = any(m.name == f"{root}byteorder" and content(archive.file, m, 8)[0] == b"big" for m in archive.members)
-        spans = {} if archive.base is None or swapped else {
-            key: (archive.base + other.start, other.size) for key, other in held.items() if other.method == 0
-        }  # fmt: skip
+        spans = {key: _span(archive, other, swapped=swapped) for key, other in held.items()}
         _table(made, table_of(first.value, "data/", work), _presence({key: other.size for key, other in held.items()}), spans)
         made.checksums = {f"data/{key}": (other.size, other.crc) for key, other in held.items()}
         named = {storage.key for one in first.persistent if (storage := storage_of(Persistent(one))) is not None}
         made.unnamed = [f"data/{key}" for key in held if key not in named]
+        made.notes += [f"member {archive.shown(held[key])} ({held[key].size:,} bytes) is no tensor's storage" for key in held if key not in named]
+        if made.format == "torch-zip":
+            folders = (f"{root}data/", f"{root}.data/")
+            made.notes += [
+                f"member {archive.shown(other)} ({other.size:,} bytes) is none of a checkpoint's"
+                for other in archive.members
+                if other.size >= _LARGE and not other.name.startswith(folders) and other.name.removeprefix(root) not in _KNOWN_MEMBERS
+            ]
     return [] if short or zlib.crc32(data) == member.crc else [shown]
+
+
+def _span(archive: _Zip, member: Member, *, swapped: bool = False) -> _Span:
+    if swapped:
+        return "its bytes are in big-endian order"
+    if archive.base is None or member.method:
+        return "it is compressed in the file"
+    return archive.base + member.start, member.size
 
 
 def _presence(sizes: dict[str, int]) -> Callable[[Storage], str | None]:
@@ -670,13 +866,28 @@ def _presence(sizes: dict[str, int]) -> Callable[[Storage], str | None]:
 # Shards
 
 
+class _Index(msgspec.Struct):
+    """An index of shards; what else is in it is skipped, not made."""
+
+    weight_map: msgspec.Raw
+
+
+_INDICES = msgspec.json.Decoder(_Index)  # made now: it evaluates annotations
+
+
+def _weight_map(text: bytes, most: int) -> dict[str, str] | None:
+    """Shards by the names of their tensors; None for more than ``most``. Raises msgspec's errors for what is no index."""
+    raw = bytes(_INDICES.decode(text).weight_map)
+    return None if raw.count(b'"') > 4 * most else msgspec.json.decode(raw, type=dict[str, str])
+
+
 def shards_of(index: Path) -> list[Path]:
     """The files beside an index that it names as its shards; none where it is no index."""
     try:
         with index.open("rb") as file:
-            held = json.loads(read_at(file, 0, 2 * Work.header))
-        return [index.parent / name for name in set(map(str, held["weight_map"].values())) if os.path.basename(name) == name]
-    except (OSError, ValueError, RecursionError, TypeError, KeyError, AttributeError):
+            held = _weight_map(read_at(file, 0, 2 * Work.header), 4 * Work.tensors)
+        return [index.parent / name for name in set((held or {}).values()) if os.path.basename(name) == name]
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return []
 
 
@@ -685,22 +896,30 @@ def _sharded(made: Checkpoint, file: BinaryIO, size: int, work: Work) -> None:
     most = min(MAX_HEADER, 2 * work.header)
     if size > most:
         made.problems.append(f"the index has {size:,} bytes, beyond the {most:,} that are read (--max-pickle)")
+        made.complete = False
         return
     try:
-        places = json.loads(file.read())["weight_map"]
-        wanted = {str(name): str(shard) for name, shard in places.items()}
-    except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
+        wanted = _weight_map(file.read(), 4 * work.tensors)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise TargetError("read", f"{made.path}: no index of shards (no weight_map)", kind="NoCheckpoint") from error
+    if wanted is None:
+        made.problems.append(f"it names more than {4 * work.tensors:,} tensors, beyond what is read (--max-pickle)")
+        made.complete = False
+        return
     folder = Path(made.path).parent.resolve()
     store = {folder, Path(made.path).resolve().parent}  # a hub's cache links both the index and its shards into one store
     held: dict[str, str] = {}
     shards = list(dict.fromkeys(wanted.values()))
     if len(shards) > MAX_SHARDS:
         made.problems.append(f"it names {len(shards):,} shards; only {MAX_SHARDS:,} are read")
+        made.complete = False
     for shard in sorted(shards[:MAX_SHARDS]):
         path = folder / shard
         if os.path.basename(shard) != shard or shard in ("", ".", "..") or path.resolve().parent not in store:
             made.problems.append(f"shard {shard[:80]!r} lies outside the index's folder; it was not opened")
+            continue
+        if shard.endswith(".index.json"):
+            made.problems.append(f"shard {shard[:80]!r} is itself an index; not followed")
             continue
         if not path.is_file():
             made.problems.append(f"shard {shard[:80]!r} is not there")
@@ -711,6 +930,7 @@ def _sharded(made: Checkpoint, file: BinaryIO, size: int, work: Work) -> None:
             made.problems.append(f"shard {shard[:80]!r}: {str(error).removeprefix(f'{path}: ')}")
             continue
         made.file_bytes += part.file_bytes
+        made.complete = made.complete and part.complete
         made.problems += [f"{shard[:80]}: {said}" for said in part.problems]
         made.notes += [f"{shard[:80]}: {said}" for said in part.notes]
         made.unknown += part.unknown
@@ -720,18 +940,19 @@ def _sharded(made: Checkpoint, file: BinaryIO, size: int, work: Work) -> None:
         for used in part.globals:
             used.member = f"{shard}: {used.member}"
             made.globals.append(used)
-        for row, lies in zip(part.tensors, part.places):
+        for index, (row, region, lies) in enumerate(zip(part.tensors, part.regions, part.places)):
             if row.name in held:
                 made.problems.append(f"{row.name[:80]} is in {held[row.name]} and in {shard[:80]}")
             held[row.name] = shard
             place = row.storage
             row.storage = f"{shard}:{place}" if place is not None else None
-            made.count(row, (shard, place, row.name if part.format == "safetensors" else tuple(row.shape or ())), lies)
+            made.add(row, region, lies, part.away.get(index, ""))
     absent = [name for name, shard in wanted.items() if held.get(name) != shard]
+    made.complete = made.complete and not absent
     if absent and not made.problems:
         made.problems.append(f"{absent[0][:80]} is not in its shard" + (f", and {len(absent) - 1} more" if absent[1:] else ""))
 
 
 _READERS: dict[str, Callable[[Checkpoint, BinaryIO, int, Work], None]] = {
-    "safetensors": _safetensors, "pickle": _pickle_file, "zip": _zip, "sharded": _sharded,
+    "safetensors": _safetensors, "pickle": _pickle_file, "zip": _zip, "sharded": _sharded, "array": _array_file,
 }  # fmt: skip

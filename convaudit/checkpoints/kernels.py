@@ -15,6 +15,7 @@ MOST = 64
 _PIXELS = 1 << 16
 
 
+@np.errstate(all="ignore")
 def gallery(layer: str, shape: list[int], dtype: str, values: NDArray[Any]) -> KernelGallery | None:
     """The first filters of a weight [filters, channels, …] of 1 to 3 spatial axes; None where one takes too many pixels.
 
@@ -30,13 +31,11 @@ def gallery(layer: str, shape: list[int], dtype: str, values: NDArray[Any]) -> K
 
 def _row(filter_: NDArray[Any], planes: int) -> KernelRow:
     """One filter, [channels, pixels]."""
-    if not np.isfinite(filter_).all():
+    total, deviation, lowest, highest = (float(figure) for figure in (filter_.sum(), filter_.std(), filter_.min(), filter_.max()))
+    if not np.isfinite([total, deviation, lowest, highest]).all():  # nor need they be where all weights are: squares of float64 may overflow
         return KernelRow(None, None, None, None, None, None, None)
     plane = None if len(filter_) == planes else int(np.square(filter_).sum(axis=1).argmax())
     shown = filter_ if plane is None else filter_[plane]
     limit = float(np.abs(shown).max())
     pixels = np.rint(shown / (limit or 1.0) * 127) + 128
-    return KernelRow(
-        float(filter_.sum()), float(filter_.std()), float(filter_.min()), float(filter_.max()), plane, limit,
-        base64.b64encode(pixels.astype(np.uint8).tobytes()).decode(),
-    )  # fmt: skip
+    return KernelRow(total, deviation, lowest, highest, plane, limit, base64.b64encode(pixels.astype(np.uint8).tobytes()).decode())

@@ -147,11 +147,12 @@ def merged(file: TargetResult, model: TargetResult) -> TargetResult:
     kept = file.totals
     totals = msgspec.structs.replace(
         model.totals, parameter_bytes=kept.parameter_bytes, bytes_by_dtype=kept.bytes_by_dtype, buffers=kept.buffers,
-        file_bytes=kept.file_bytes,
+        file_bytes=kept.file_bytes, state_dict_bytes=kept.state_dict_bytes,
     )  # fmt: skip
     return msgspec.structs.replace(
         file, status="partial" if "partial" in (file.status, model.status) else "ok", tracer=model.tracer,
-        notes=[*file.notes, f"inputs, layers and costs are those of the model {model.target}", *model.notes], inputs=model.inputs,
+        notes=[*file.notes, f"inputs, layers, parameters and costs are those of the model {model.target}; bytes and buffers are the file's", *model.notes], inputs=model.inputs,
         totals=totals, layers=model.layers, location=model.location, flop_convention=model.flop_convention,
+        modules=model.modules, versions=model.versions,
         findings=sorted([*file.findings, *findings], key=lambda f: -SEVERITIES.index(f.severity)),
     )  # fmt: skip

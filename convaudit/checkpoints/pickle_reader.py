@@ -10,7 +10,8 @@ import codecs
 import gc
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -99,12 +100,14 @@ class GlobalUse:
 
 
 class PickleProblem(Exception):
-    """A pickle that cannot be read on; ``limit`` where it is convaudit's own limit that ends it."""
+    """A pickle that cannot be read on; ``limit`` where it is convaudit's own limit that ends it, ``truncated`` where its
+    bytes end, ``needs`` how many it would have to have at least."""
 
-    def __init__(self, message: str, *, limit: bool = False, truncated: bool = False) -> None:
+    def __init__(self, message: str, *, limit: bool = False, truncated: bool = False, needs: int = 0) -> None:
         super().__init__(message)
         self.limit = limit
         self.truncated = truncated
+        self.needs = needs
 
 
 @dataclass
@@ -156,6 +159,18 @@ class Reading:
 OLD_PICKLE = re.compile(rb"(?:c|i)[A-Za-z_][\w.]{0,200}\r?\n[A-Za-z_][\w.]{0,200}\r?\n")
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """No garbage collection: what is made meanwhile stays alive until the end, and collecting would only take time."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
 def looks_like_pickle(head: bytes) -> bool:
     """Whether bytes could be the start of a pickle: PROTO, or a GLOBAL or INST of protocols 0 and 1 near the start."""
     return (len(head) > 1 and head[0] == 0x80 and head[1] <= 5) or OLD_PICKLE.search(head) is not None
@@ -165,19 +180,15 @@ def read(data: bytes, start: int = 0, *, work: Work | None = None, depth: int = 
     """Read one pickle at ``start``, within what ``work`` has left. Never raises."""
     machine = _Machine(data, start, work or Work(), depth)
     reading = machine.reading
-    collecting = gc.isenabled()
-    gc.disable()  # what is read stays alive until the end: collecting would only take time
     try:
-        reading.value = machine.run()
+        with uncollected():
+            reading.value = machine.run()
     except PickleProblem as problem:
         reading.problem = problem
     except IndexError:
         reading.problem = PickleProblem(f"opcode at byte {machine.at:,} takes more than the stack holds")
     except (ValueError, struct.error, OverflowError, Warning) as error:
         reading.problem = PickleProblem(f"opcode at byte {machine.at:,}: {str(error)[:200]}")
-    finally:
-        if collecting:
-            gc.enable()
     machine.settle()
     reading.end = machine.position
     return reading
@@ -221,6 +232,8 @@ class _Machine:
         self.depth = depth
         self.spare: Work | None = None  # for the pickles in its bytes
         self.partial: bool | None = None  # whether all calls of functools.partial are of what is no code; None without any
+        self.getattr: GlobalUse | None = None
+        self.loose = 0  # getattr on the stack, that was not called for a member of an enum
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.fence = 0
@@ -258,10 +271,13 @@ class _Machine:
         )
 
     def settle(self) -> None:
-        """``functools.partial`` that only ever wraps what is no code can do no more than that."""
+        """``functools.partial`` that only ever wraps what is no code can do no more than that; nor can ``getattr`` that is
+        only ever called for members of enums."""
         use = self.reading.globals.get(("functools", "partial"))
         if use is not None and self.partial:
             use.tier = "classes"
+        if self.getattr is not None and not self.loose:
+            self.getattr.tier = "classes"
 
     # Stack and arguments
 
@@ -292,8 +308,8 @@ class _Machine:
         if size > len(self.data) - start:
             raise PickleProblem(
                 f"opcode at byte {self.at:,} needs {size:,} bytes; {len(self.data) - start:,} are left",
-                truncated=True,
-            )
+                truncated=True, needs=start + size,
+            )  # fmt: skip
         self.position = start + size
         return self.data[start : self.position]
 
@@ -352,7 +368,15 @@ class _Machine:
         if len(module) > MAX_NAME or len(name) > MAX_NAME:
             return self.computed(f"a name of {len(module) + len(name):,} characters ({module[:40]}… {name[:40]}…)")
         tier, module, name = tier_of(module, name)
-        return self.known(module, name, f"{module}.{name}", tier)
+        made = self.known(module, name, f"{module}.{name}", tier)
+        if (module, name) == ("builtins", "getattr"):
+            self.getattr = made.use
+            self.loosen(made)
+        return made
+
+    def loosen(self, value: Any) -> None:
+        """Count ``getattr`` where it comes onto the stack."""
+        self.loose += isinstance(value, Global) and value.use is self.getattr
 
     def known(self, module: str, name: str, shown: str, tier: Tier) -> Global:
         uses = self.reading.globals
@@ -375,6 +399,8 @@ class _Machine:
                 function.use.arguments = brief(args)
             if function.module == "functools" and function.name == "partial":
                 self.wraps(args)
+            elif function.use is self.getattr and _is_member(args):
+                self.loose -= 1
             elif (function.module, function.name) == ("_codecs", "encode") and isinstance(args, tuple) and args:
                 self.encoded(args[0])
         elif isinstance(function, Call):  # the result of a call, called
@@ -400,6 +426,15 @@ class _Machine:
             if isinstance(text, Opaque) and text.span:
                 text = self.data[slice(*text.span)].decode("utf-8", "replace")
             self.inner(text.encode("latin-1", "replace"))
+
+
+def _is_member(args: Any) -> bool:
+    """Whether ``getattr`` is called as Python 3.11.0 to 3.11.4 pickle a member of an enum: a class, and a name in capitals."""
+    if not isinstance(args, tuple) or len(args) != 2:
+        return False
+    kind, name = args
+    a_class = isinstance(kind, Global) and kind.use.tier == "classes" and kind.name[:1].isupper() and not kind.module.startswith("torch")
+    return a_class and isinstance(name, str) and name.isidentifier() and name.isupper() and name[0] != "_"
 
 
 def _constant(value: Any) -> Callable[[_Machine], None]:
@@ -510,7 +545,10 @@ def _pop(m: _Machine) -> None:
 
 
 def _dup(m: _Machine) -> None:
-    m.push(m.top())
+    value = m.top()
+    if m.getattr is not None:
+        m.loosen(value)
+    m.push(value)
 
 
 def _tuple(m: _Machine) -> None:
@@ -596,7 +634,10 @@ def _remember(m: _Machine, index: int) -> None:
 def _recall(m: _Machine, index: int) -> None:
     if index not in m.memo:
         raise PickleProblem(f"opcode at byte {m.at:,} asks for memo entry {index}, which was never put")
-    m.push(m.memo[index])
+    value = m.memo[index]
+    if m.getattr is not None:
+        m.loosen(value)
+    m.push(value)
 
 
 def _index_line(m: _Machine) -> int:
@@ -702,7 +743,7 @@ def _proto(m: _Machine) -> None:
 def _frame(m: _Machine) -> None:
     size = int.from_bytes(m.take(8), "little")
     if size > len(m.data) - m.position:
-        raise PickleProblem(f"the frame at byte {m.at:,} is longer than what is left", truncated=True)
+        raise PickleProblem(f"the frame at byte {m.at:,} is longer than what is left", truncated=True, needs=m.position + size)
 
 
 def _readonly(m: _Machine) -> None:

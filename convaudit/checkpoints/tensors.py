@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -31,25 +32,38 @@ STORAGES = {
     "QUInt2x4": "quint2x4", "Untyped": "uint8",
 }  # fmt: skip
 """Element type by the first part of a storage class's name (``torch.storage._dtype_to_storage_type_map``)."""
+_ARRAYS = {
+    "b1": "bool", "f2": "float16", "f4": "float32", "f8": "float64", "i1": "int8", "i2": "int16", "i4": "int32", "i8": "int64",
+    "u1": "uint8", "u2": "uint16", "u4": "uint32", "u8": "uint64", "c8": "complex64", "c16": "complex128",
+}  # fmt: skip
+"""torch's dtype by the type code of numpy's ``dtype.__reduce__``."""
 
-_MODELS = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights", "params", "model_state")
+_MODELS = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights", "params", "model_state", "blobs")
+_PACKED = re.compile(r"(?:.*\.)?(?:_packed_params|_all_weight_values\.\d+\.param)")
+"""Keys of a quantized Linear's weight and bias, which are a pair, and of a quantized LSTM's (``torch/ao/nn/quantized``, 2.13)."""
+_PACKED_CONV = 10
+"""Place of a quantized convolution's weight in the tuple that it is pickled as; its bias is the next (``_ConvNd.__getstate__``)."""
 _HOLDERS = (list, tuple, Call, Persistent)
-_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
-_INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "bool")
+_BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "weight_mask", "bias_mask", "weight_u", "_u", "_v")
+"""The last five are pruning's and spectral_norm's (``torch.nn.utils``)."""
+_INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool")
 
 
 @dataclass
 class Storage:
-    """A storage as a persistent id names it: its key, element type and size in elements."""
+    """A storage as a persistent id names it: its key, element type and size in elements; ``begin`` is the element at which
+    a part of it begins, as torch 0.1 could name one."""
 
     key: str
     dtype: str
     elements: int
+    begin: int = 0
 
 
 @dataclass
 class Tensor:
-    """A tensor as its rebuild call describes it; None is not known. Offsets and strides are in elements."""
+    """A tensor as its rebuild call describes it; None is not known. Offsets and strides are in elements; ``kind`` says what
+    it is where its elements do not lie in its storage as they are."""
 
     shape: tuple[int, ...] | None
     dtype: str
@@ -58,6 +72,7 @@ class Tensor:
     stride: tuple[int, ...] | None = None
     bytes: int | None = None
     parameter: bool = False
+    kind: str = ""
 
     def elements(self) -> int | None:
         """How many elements the shape holds."""
@@ -77,6 +92,8 @@ class Table:
     tensors: list[Tensor] = field(default_factory=list)
     storages: dict[str, Storage] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    complete: bool = True
+    """Whether all of its tensors are listed."""
     unknown: list[str] = field(default_factory=list)
     wrappers: list[str] = field(default_factory=list)
     """Keys at the top that hold a state_dict; names begin with them where there is more than one."""
@@ -92,10 +109,12 @@ def storage_of(value: Any) -> Storage | None:
     if not isinstance(value, Persistent) or not isinstance(value.id, tuple) or len(value.id) < 5:
         return None
     word, kind, key, _, elements = value.id[:5]
+    view = value.id[5] if len(value.id) > 5 else None
     if word not in ("storage", b"storage") or not isinstance(elements, int) or not isinstance(key, (str, int)):
         return None
     name = kind.name if isinstance(kind, Global) else ""
-    return Storage(str(key), STORAGES.get(name.removesuffix("Storage"), UNKNOWN), elements)
+    begin = view[1] if isinstance(view, tuple) and len(view) == 3 and type(view[1]) is int else 0
+    return Storage(str(key), STORAGES.get(name.removesuffix("Storage"), UNKNOWN), elements, begin)
 
 
 def tensor_of(value: Any, depth: int = 0) -> Tensor | None:
@@ -128,19 +147,23 @@ def _rebuilt(module: str, name: str, args: tuple[Any, ...], state: Any, depth: i
         if not isinstance(state, tuple) or len(state) < 4:
             return None
         return _strided(state, None)
+    if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
+        return _array(state[1], state[2]) if isinstance(state, tuple) and len(state) == 5 else None
+    if module in ("numpy.core.numeric", "numpy._core.numeric") and name == "_frombuffer":  # protocol 5
+        return _array(args[2], args[1]) if len(args) > 2 else None
     if module != "torch._utils":
         return None
     if name in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_qtensor") and len(args) >= 4:
         made = _strided(args, None)
         if name == "_rebuild_tensor_v2" and len(args) > 6 and args[6]:
-            made.stride = None  # conjugated or negated: its elements are not as they lie there
+            made.kind = "conjugated" if isinstance(args[6], Dict) and "conj" in args[6][::2] else "negated"
         return made
     if name == "_rebuild_tensor_v3" and len(args) >= 7:
         return _strided(args, _dtype(args[6]))
     if name == "_rebuild_meta_tensor_no_storage" and len(args) >= 3:
-        return Tensor(_ints(args[1]), _dtype(args[0]), bytes=0)
+        return Tensor(_ints(args[1]), _dtype(args[0]), bytes=0, kind="on the meta device")
     if name == "_rebuild_wrapper_subclass" and len(args) >= 3:
-        return Tensor(_ints(args[2]), _dtype(args[1]))
+        return Tensor(_ints(args[2]), _dtype(args[1]), kind="a wrapper of others")
     if name == "_rebuild_sparse_tensor" and len(args) == 2 and isinstance(args[1], tuple):
         parts = [(part, tensor_of(part, depth + 1)) for part in args[1][:8]]
         shape = next((found for part, inner in parts if inner is None and (found := _ints(part)) is not None), None)
@@ -148,18 +171,31 @@ def _rebuilt(module: str, name: str, args: tuple[Any, ...], state: Any, depth: i
         values = held[-1] if held else None
         sizes = [size_of(part.elements(), part.dtype) for part in held]
         known = None if not sizes or None in sizes else sum(size or 0 for size in sizes)
-        return Tensor(shape, values.dtype if values else UNKNOWN, values.storage if values else None, bytes=known)
+        return Tensor(shape, values.dtype if values else UNKNOWN, values.storage if values else None, bytes=known, kind="sparse")
     if name == "_rebuild_device_tensor_from_cpu_tensor" and args:
         return tensor_of(args[0], depth + 1)
     if name in ("_rebuild_nested_tensor", "_rebuild_device_tensor_from_numpy"):
-        return Tensor(None, _dtype(args[1]) if name.endswith("numpy") and len(args) > 1 else UNKNOWN)
+        numpy = name.endswith("numpy")
+        return Tensor(None, _dtype(args[1]) if numpy and len(args) > 1 else UNKNOWN, kind="a numpy array" if numpy else "nested")
     return None
 
 
 def _strided(args: tuple[Any, ...], dtype: str | None) -> Tensor:
     storage = storage_of(args[0])
     found = dtype or (storage.dtype if storage else UNKNOWN)
-    made = Tensor(_ints(args[2]), found, storage, args[1] if isinstance(args[1], int) else 0, _ints(args[3]))
+    offset = (args[1] if isinstance(args[1], int) else 0) + (storage.begin if storage else 0)
+    made = Tensor(_ints(args[2]), found, storage, offset, _ints(args[3]))
+    made.bytes = size_of(made.elements(), found)
+    return made
+
+
+def _array(shape: Any, dtype: Any) -> Tensor | None:
+    """A numpy array; None for objects, texts, dates and records."""
+    code = dtype.args[0] if isinstance(dtype, Call) and isinstance(dtype.args, tuple) and dtype.args else None
+    found = code.name if isinstance(code, Global) else _ARRAYS.get(code) if isinstance(code, str) else None
+    if found not in BITS:
+        return None
+    made = Tensor(_ints(shape), found, kind="a numpy array in the pickle")
     made.bytes = size_of(made.elements(), found)
     return made
 
@@ -214,6 +250,7 @@ def table_of(root: Any, where: str, work: Work) -> Table:
                 work.tensors -= 1
                 if work.tensors < 0 or letters < 0:
                     table.problems.append("it has more tensors, or longer names, than are read (--max-pickle); the rest is not listed")
+                    table.complete = False
                     break
                 _add(table, tensor, name, role, where)
                 continue
@@ -222,15 +259,16 @@ def table_of(root: Any, where: str, work: Work) -> Table:
             if storage is not None:
                 table.storages.setdefault(storage.key, storage)
             continue
-        elif not isinstance(value, (list, tuple)):
+        elif not isinstance(value, (list, tuple)) or not any(isinstance(item, _HOLDERS) for item in value):
             continue
         if id(value) in seen:
             continue
         seen.add(id(value))
         if len(waiting) > MAX_DEPTH:
             table.problems.append(f"it is nested more than {MAX_DEPTH:,} deep; what lies below is not listed")
+            table.complete = False
             break
-        waiting.append(_children(value, path, role, value is root))
+        waiting.append(_children(value, path, role, table.wrappers if value is root else None))
     return table
 
 
@@ -238,25 +276,42 @@ _Child = tuple[Any, _Path | None, Role | None]
 _NONE: _Child = (None, None, None)
 
 
-def _children(value: Any, path: _Path, role: Role | None, is_root: bool) -> Iterator[_Child]:
+def _children(value: Any, path: _Path, role: Role | None, wrappers: list[str] | None) -> Iterator[_Child]:
+    """What a value holds; ``wrappers`` are the root's, None of any other."""
+    if role is None and _PACKED.fullmatch(path.part):
+        role = "parameter"
     if isinstance(value, Dict):
-        yield from _entries(value, path, role, is_root)
+        yield from _entries(value, path, role, wrappers)
         return
     if isinstance(value, (tuple, list)):
-        kept: Role | None = role or (None if is_root else "other")
+        kept: Role | None = role or ("other" if wrappers is None else None)
         for i, item in enumerate(value):
             if isinstance(item, _HOLDERS):
                 yield item, _Path(path, str(i)), kept
         return
+    if isinstance(value.function, Global) and value.function.module.startswith("numpy.random."):
+        return  # a generator's state
     if value.items is not None:
-        yield from _entries(value.items, path, role, is_root)
+        yield from _entries(value.items, path, role, wrappers)
+    if isinstance(value.state, tuple) and len(value.state) > _PACKED_CONV + 1 and _is_quantized(value.function):
+        for word, item in zip(("weight", "bias"), value.state[_PACKED_CONV:]):
+            yield item, _Path(path, word), role
+        return
     state = value.state[0] if isinstance(value.state, tuple) and len(value.state) == 2 else value.state
     keys = state[::2] if isinstance(state, Dict) else []
     if "_parameters" in keys and "_modules" in keys:  # an nn.Module, pickled whole
+        unsaved = next((_members(item) for key, item in state.pairs() if key == "_non_persistent_buffers_set"), [])
         for key, item in state.pairs():
-            part: Role | None = {"_parameters": "parameter", "_buffers": "buffer", "_modules": role}.get(str(key), "other")
+            if key == "_buffers" and unsaved:
+                for word, buffer in _pairs(item):
+                    yield buffer, _Path(path, _key(word)), "other" if word in unsaved else "buffer"
+                continue
+            if key == "param" and isinstance(value.function, Global) and value.function.name == "PackedParameter" and _is_quantized(value.function):
+                yield item, _Path(path, key), "parameter"  # a quantized LSTM's
+                continue
+            part: Role | None = {"_parameters": "parameter", "_buffers": "buffer", "_modules": role, "_packed_params": role}.get(str(key), "other")
             yield item, path if key in ("_parameters", "_buffers", "_modules") else _Path(path, _key(key)), part
-    elif value.items is None or not is_root:
+    elif value.items is None or wrappers is None:
         yield state, path, role
     if isinstance(value.args, tuple):
         for item in value.args:
@@ -264,39 +319,71 @@ def _children(value: Any, path: _Path, role: Role | None, is_root: bool) -> Iter
                 yield item, path, role or "other"
 
 
+def _pairs(value: Any) -> list[tuple[Any, Any]]:
+    """The entries of a dict, or of what is made as one (``OrderedDict``)."""
+    entries = value.items if isinstance(value, Call) else value
+    return entries.pairs() if isinstance(entries, Dict) else []
+
+
+def _members(value: Any) -> list[str]:
+    """The texts of a set, which protocols 0 to 3 make of a list."""
+    if isinstance(value, Call) and isinstance(value.args, tuple) and value.args:
+        value = value.args[0]
+    return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
+
+
+def _is_quantized(kind: Any) -> bool:
+    return isinstance(kind, Global) and kind.module.startswith(("torch.ao.nn.quantized.", "torch.ao.nn.intrinsic.quantized.", "torch.nn.quantized.", "torch.nn.intrinsic.quantized."))
+
+
 def _wrappers(root: Any) -> list[str]:
-    entries = root.items if isinstance(root, Call) else root
-    if not isinstance(entries, Dict):
-        return []
-    return [_key(key) for key, item in entries.pairs() if _key(key) in _MODELS and _holds_tensors(item)]
+    """The keys of state_dicts: those of a model's usual names, else of any name (a GAN's two), else EMA copies."""
+    pairs = [(_key(key), item) for key, item in _pairs(root) if isinstance(item, _HOLDERS)]
+    known: dict[tuple[int, str], bool] = {}  # one dict may stand under many keys
+
+    def holds(item: Any, leaf: str) -> bool:
+        if (id(item), leaf) not in known:
+            known[id(item), leaf] = _holds_tensors(item, leaf)
+        return known[id(item), leaf]
+
+    named = [word for word, item in pairs if word in _MODELS and holds(item, "")]
+    if named or any(tensor_of(item) is not None for _, item in pairs):
+        return named
+    found: dict[Role, list[str]] = {"other": [], "ema": [], "optimizer": []}
+    for word, item in pairs:
+        if holds(item, "weight"):
+            found[_beside(word)].append(word)
+    return found["other"] or found["ema"]
 
 
-def _holds_tensors(item: Any) -> bool:
-    """Whether a value is a state_dict, or something that is built with one."""
+def _beside(word: str) -> Role:
+    """What stands under a key that is no model's usual one."""
+    if "ema" in word.lower().split("_"):
+        return "ema"
+    return "optimizer" if word.startswith(("optim", "opt_")) or "optimizer" in word else "other"
+
+
+def _holds_tensors(item: Any, leaf: str) -> bool:
+    """Whether a value is a state_dict (with a tensor whose name ends as ``leaf`` does), or something that is built with one."""
     entries = item.items if isinstance(item, Call) and item.items is not None else item
     if isinstance(entries, Dict):
-        return any(tensor_of(value) is not None for value in entries[1::2])
+        return any(_key(key).endswith(leaf) and tensor_of(value) is not None for key, value in entries.pairs())
     return isinstance(item, Call) and isinstance(item.state, Dict) and "_modules" in item.state[::2]
 
 
-def _entries(entries: Dict, path: _Path, role: Role | None, is_root: bool) -> Iterator[_Child]:
-    wrappers = _wrappers(entries) if is_root else []
-    bare = is_root and not wrappers and any(tensor_of(item) is not None for item in entries[1::2])
-    one = len(wrappers) < 2
+def _entries(entries: Dict, path: _Path, role: Role | None, wrappers: list[str] | None) -> Iterator[_Child]:
+    models = {*_MODELS, *(wrappers or ())}
+    bare = wrappers == [] and any(tensor_of(item) is not None or _PACKED.fullmatch(_key(key)) for key, item in entries.pairs())
+    one = len(wrappers or ()) < 2  # else names begin with them
     for key, item in entries.pairs():
         if not isinstance(item, _HOLDERS):
             continue
         word, inner = _key(key), role
-        if is_root and not bare and role is None:
-            if word in _MODELS:
+        if wrappers is not None and not bare and role is None:
+            if word in models:
                 yield item, path if one else _Path(path, word), None
                 continue
-            if "ema" in word.lower().split("_"):
-                inner = "ema"
-            elif word.startswith("optim") or "optimizer" in word:
-                inner = "optimizer"
-            else:
-                inner = "other"
+            inner = _beside(word)
         yield item, _Path(path, word), inner
 
 

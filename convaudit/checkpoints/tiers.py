@@ -48,7 +48,8 @@ TENSORS: frozenset[tuple[str, str]] = frozenset(
 
 _PLAIN_BY_MODULE = {
     "numpy": "ndarray dtype bool_ bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 "
-    "longdouble complex64 complex128 str_ bytes_ void datetime64 timedelta64 intc uintc longlong ulonglong",
+    "longdouble complex64 complex128 str_ bytes_ void datetime64 timedelta64 intc uintc longlong ulonglong recarray record matrix",
+    "numpy.rec": "recarray record",
     "numpy.core.multiarray": "_reconstruct scalar",
     "numpy._core.multiarray": "_reconstruct scalar",
     "numpy.core.numeric": "_frombuffer",
@@ -62,7 +63,7 @@ _PLAIN_BY_MODULE = {
     "argparse": "Namespace",
     "pathlib": "Path PosixPath WindowsPath PurePath PurePosixPath PureWindowsPath",
     "pathlib._local": "Path PosixPath WindowsPath PurePath PurePosixPath PureWindowsPath",
-    "collections": "defaultdict deque",
+    "collections": "defaultdict deque ChainMap UserDict UserList",
     "datetime": "date datetime time timedelta timezone",
     "decimal": "Decimal",
     "fractions": "Fraction",
@@ -72,8 +73,23 @@ _PLAIN_BY_MODULE = {
     "builtins": "Ellipsis NotImplemented slice range frozenset list dict tuple int float str bytes bool object",
     "copyreg": "_reconstructor",
     "types": "SimpleNamespace",
+    "re": "_compile Pattern",
     "typing": "Any",
     "torch.torch_version": "TorchVersion",
+    "torch._C": "Generator",
+    "torch.distributed.tensor": "DTensor",
+    "torch.distributed.tensor._dtensor_spec": "DTensorSpec TensorMeta ShardOrderEntry",
+    "torch.distributed.tensor.placement_types": "Shard Replicate Partial _StridedShard",
+    "torch.distributed._tensor.api": "DTensor",
+    "torch.distributed._tensor.placement_types": "DTensorSpec TensorMeta Shard Replicate Partial _Partial",
+    "torch.distributed.device_mesh": "DeviceMesh",
+    "torch.distributed._mesh_layout": "_MeshLayout _FlatLayout",
+    "torch.distributed.checkpoint.metadata": "Metadata TensorStorageMetadata BytesStorageMetadata ChunkStorageMetadata "
+    "TensorProperties MetadataIndex StorageMeta _MEM_FORMAT_ENCODING",
+    "torch.distributed.checkpoint.filesystem": "_StorageInfo",
+    "torch.distributed.remote_device": "_remote_device",
+    "torch.nested._internal.nested_tensor": "NestedTensor _rebuild_njt",
+    "torch._dynamo.decorators": "_DimRange",
     "torch.jit._pickle": "build_intlist build_tensorlist build_doublelist build_boollist build_tensor_from_id "
     "restore_type_tag",
     "omegaconf.dictconfig": "DictConfig",
@@ -94,7 +110,7 @@ PLAIN: frozenset[tuple[str, str]] = frozenset(
 
 _CLASS_MODULES = (
     "torch.nn.modules.", "torch.nn.parallel.", "torch.nn.utils.", "torch.nn.quantized.", "torch.nn.intrinsic.", "torch.optim.",
-    "torch.ao.nn.", *(f"torch.{where}quantization.{part}" for where in ("", "ao.") for part in ("stubs", "observer", "fake_quantize")),
+    "torch.distributed._shard.", "torch.ao.nn.", *(f"torch.{where}quantization.{part}" for where in ("", "ao.") for part in ("stubs", "observer", "fake_quantize")),
 )  # fmt: skip
 """Modules of torch whose classes whole networks are made of; torch.fx's, whose source code is in the pickle, are not."""
 _ACTIVATIONS = frozenset("relu relu6 gelu silu mish elu selu celu leaky_relu softplus hardswish hardtanh tanh sigmoid".split())

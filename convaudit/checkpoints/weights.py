@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convaudit.checkpoints.architecture import Architecture, Layer, wrapper_of
+from convaudit.checkpoints.architecture import Architecture, Layer, owner_of, wrapper_of
 from convaudit.checkpoints.formats import Checkpoint, Place
 from convaudit.checkpoints.kernels import gallery
 from convaudit.checkpoints.tensors import BITS
@@ -75,6 +75,8 @@ class Filters:
     norms: NDArray[np.float64]
     fan_in: int
     copies: dict[int, int] | None = None
+    pruned: bool = False
+    """A mask lies over them."""
 
     @property
     def dead(self) -> NDArray[np.bool_]:
@@ -101,6 +103,13 @@ def severity_of(parts: Iterable[Part], parameters: int) -> Severity:
     return "warning" if heavy and heavy >= 0.01 * parameters else "info"
 
 
+def ranked(parts: dict[str, Part]) -> tuple[list[str], str]:
+    """The layers of the parts, that of most parameters first; and the end of a sentence about it: how many there are in all."""
+    layers = sorted(parts, key=lambda name: -parts[name].parameters)
+    number = sum(len(part.numbers) for part in parts.values())
+    return layers, f", {number:,} in {len(parts)} layers" if len(parts) > 1 else ""
+
+
 @dataclass
 class Weights:
     """What one pass over the weights tells. Tensors go by their place in ``file.tensors``, layers by name."""
@@ -116,11 +125,11 @@ class Weights:
     kernels: Array | None = None
     """Its first filters, as far as they have 1M weights; None where one has more."""
     unread: list[str] = field(default_factory=list)
-    """Tensors of floating point that are not read: compressed, sparse, or overlapping too often."""
+    """Tensors of floating point that are not read: compressed, sparse, overlapping too often, or a norm of too many channels."""
 
     def layer(self, name: str) -> str:
         """The layer that a tensor is of, as reports name it; a tensor of the model itself is its own."""
-        owner, _, leaf = name.removeprefix(self.prefix).rpartition(".")
+        owner, leaf = owner_of(name.removeprefix(self.prefix))
         return owner or leaf
 
     def gallery(self, file: Checkpoint) -> KernelGallery | None:
@@ -289,22 +298,28 @@ def scan(file: Checkpoint, architecture: Architecture) -> Weights:
     """
     found = Weights(wrapper_of([row.name for row in file.tensors if row.role in ("parameter", "buffer")]))
     layers = {layer.name: layer for layer in architecture.layers}
+    kept = {row.name: index for index, row in enumerate(file.tensors)} if any(layer.beside for layer in architecture.layers) else {}
     first = first_convolution(architecture)
-    with _Reader(4 * file.file_bytes) as reader, np.errstate(all="ignore"):
+    with _Reader(4 * file.file_bytes) as reader, _Reader() as other, np.errstate(all="ignore"):
         for span, index in _spans(file, found.unread):
             name = file.tensors[index].name
             if span.size > reader.left:
                 found.unread.append(name)
                 continue
-            leaf, layer = name.rpartition(".")[2], layers.get(found.layer(name))
-            conv = layer if layer and leaf == "weight" and has_filters(layer) and len(span.shape) > 2 else None
+            owner, leaf = owner_of(name.removeprefix(found.prefix))
+            layer = layers.get(owner)
+            conv = layer if layer and leaf == layer.stored and has_filters(layer) and len(span.shape) > 2 else None
+            rest = _beside(file, kept.get(found.prefix + conv.tensor(conv.beside)), span, conv) if conv and conv.parametrized else None
+            beside = (rest, other) if rest is not None else None
+            if conv is not None and beside is None and conv.parametrized not in ("", "spectral_norm"):
+                conv = None  # its filters are not these
             norm = layer if layer and layer.op == "BatchNorm" and leaf in ("weight", "running_var") and len(span.shape) == 1 else None
             if conv is not None and conv is first:
-                found.first, found.kernels = (conv, index), _kernels(reader, span)
+                found.first, found.kernels = (conv, index), _kernels(reader, span, beside, conv.parametrized)
             if conv is not None and span.in_rows and span.size // span.shape[0] <= _LARGEST and "complex" not in span.dtype:
                 compare = not conv.grouped or (conv is first and not architecture.by_name)
-                found.filters[conv.name], finite = _filters(reader, span, compare=compare)
-            elif norm is not None and span.elements <= _BLOCK:
+                found.filters[conv.name], finite = _filters(reader, span, beside, compare=compare)
+            elif norm is not None and max(span.elements, span.shape[0]) <= _BLOCK:
                 values = found.norms.setdefault(norm.name, {})[leaf] = _values(reader, span)
                 finite = bool(np.isfinite(values).all())
             else:
@@ -312,10 +327,22 @@ def scan(file: Checkpoint, architecture: Architecture) -> Weights:
             said = None if finite else _count(reader, span)
             if said is not None and (said.nan or said.infinite):
                 found.nonfinite[index] = said
-            elif said is None and not finite:
+            elif (said is None and not finite) or (norm is not None and leaf not in found.norms.get(norm.name, {})):
                 found.unread.append(name)
         reader.check()
     return found
+
+
+def _beside(file: Checkpoint, index: int | None, span: _Span, layer: Layer) -> _Span | None:
+    """The mask of a pruned weight, or the norms of its filters; None where its shape or its place says that it is neither."""
+    if index is None or layer.parametrized == "spectral_norm":  # which scales them all alike
+        return None
+    row, place = file.tensors[index], file.places[index]
+    wanted = span.shape if layer.parametrized == "pruned" else (span.shape[0], *[1] * (len(span.shape) - 1))
+    if place is None or tuple(row.shape or ()) != wanted or not decodable(row.dtype) or "complex" in row.dtype:
+        return None
+    found = _Span.of(place, [*wanted], row.dtype)
+    return found if found.in_rows and (found.stride == span.stride or layer.parametrized == "weight_norm") else None
 
 
 def _spans(file: Checkpoint, unread: list[str]) -> list[tuple[_Span, int]]:
@@ -355,10 +382,17 @@ def values_of(file: Checkpoint, index: int, most: int) -> Array:
         return _values(reader, span)
 
 
-def _kernels(reader: _Reader, span: _Span) -> Array | None:
+def _kernels(reader: _Reader, span: _Span, beside: tuple[_Span, _Reader] | None, parametrized: str) -> Array | None:
     number = min(span.shape[0], 2 * _BLOCK // math.prod(span.shape[1:]))
     span = span.rows(number)
-    return _values(reader, span) if number and span.size <= _LARGEST else None
+    if not number or span.size > _LARGEST:
+        return None
+    values = _values(reader, span)
+    if beside is not None:
+        values *= _values(beside[1], beside[0].rows(number))
+    if parametrized == "weight_norm":
+        values /= np.sqrt(np.square(_values(reader, span)).sum(axis=tuple(range(1, values.ndim)), keepdims=True))
+    return values
 
 
 def _values(reader: _Reader, span: _Span) -> Array:
@@ -397,27 +431,37 @@ def _count(reader: _Reader, span: _Span) -> NonFinite | None:
 # Filters
 
 
-def _filters(reader: _Reader, span: _Span, *, compare: bool) -> tuple[Filters, bool]:
-    """Norms and copies of what stands along the first axis, and whether all of it is finite."""
+def _filters(reader: _Reader, span: _Span, beside: tuple[_Span, _Reader] | None, *, compare: bool) -> tuple[Filters, bool]:
+    """Norms and copies of what stands along the first axis, and whether all of it is finite. ``beside`` is a mask of the
+    span's shape, or the norm that each filter has."""
     number = span.shape[0]
     fan_in = span.elements // number
+    mask = beside if beside is not None and beside[0].shape == span.shape else None
     parts = next((n for n in range(_PARTS, min(fan_in, _MAX_PARTS) + 1) if fan_in % n == 0), min(fan_in, _PARTS))
     compare = compare and 1 < number <= _MAX_FILTERS and fan_in >= MIN_FAN_IN and fan_in % parts == 0
     signs = np.random.default_rng(0).choice(np.array([-1, 1], np.float32), (parts, fan_in // parts))
     squares: list[Array] = []
     sketches: list[Array] = []
     finite = True
-    for raw in span.blocks(reader, max(1, _BLOCK // fan_in) * fan_in):
-        rows: Any = _floats(raw, span.dtype).reshape(-1, fan_in)
+
+    def block(first: int, amount: int) -> Array:
+        rows = _floats(span.read(reader, first * fan_in, amount * fan_in), span.dtype).reshape(-1, fan_in)
+        return rows if mask is None else rows * decode(mask[0].read(mask[1], first * fan_in, amount * fan_in), mask[0].dtype).reshape(-1, fan_in)
+
+    most = max(1, _BLOCK // fan_in)
+    for first in range(0, number, most):
+        rows: Any = block(first, min(most, number - first))
         squares.append(np.einsum("ij,ij->i", rows, rows))
         finite = finite and (bool(np.isfinite(squares[-1]).all()) or bool(np.isfinite(rows).all()))
         if compare:
             sketches.append(np.einsum("ijk,jk->ij", rows.reshape(-1, *signs.shape), signs))
-    found = Filters(np.sqrt(np.concatenate(squares), dtype=np.float64), fan_in)
+    found = Filters(np.sqrt(np.concatenate(squares), dtype=np.float64), fan_in, pruned=mask is not None)
+    if beside is not None and mask is None:
+        found.norms = np.where(found.norms > 0, np.abs(_values(beside[1], beside[0]).reshape(-1)), 0.0)
     if compare and np.isfinite(found.norms).all():
         sketch = np.concatenate(sketches)
         sketch[found.dead] = 0
-        found.copies = _copies(sketch, lambda row: _floats(span.read(reader, row * fan_in, fan_in), span.dtype).astype(np.float64))
+        found.copies = _copies(sketch, lambda row: block(row, 1)[0].astype(np.float64))
     return found, finite
 
 

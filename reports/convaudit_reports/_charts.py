@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from convaudit.errors import ReportError
 from convaudit.result import LayerRow, TargetResult
 from convaudit_reports import _blocks, _figures
 from convaudit_reports._blocks import Block
@@ -29,8 +30,10 @@ WIDTHS = (1100, 640, 340)
 _COLUMN = 360
 _STRETCH = 2.4
 """A treemap's rectangles are so many times as wide as high: room for their names."""
-_PYRAMID, _WIDTH, _FIELD = (24, 150), (226, 84), (358, 110)
+_PYRAMID, _WIDTH, _FIELD = (24, 150), (226, 84), (372, 110)
 """Top and height of the three pictures along the depth."""
+_END_FIELDS = ("end1", "end2", "end3", "end4")
+"""Ends of a name that are tried where a rectangle has no room for all of it."""
 _KINDS = {"conv": "conv", "linear": "fc", "matmul": "attention", "attention": "attention", "recurrent": "attention"}
 _FONT = {"font": {"value": "inherit"}, "fontSize": {"value": 12}}
 
@@ -66,43 +69,50 @@ def costs(target: TargetResult) -> list[Cost]:
     totals = target.totals
     if totals is None:
         return []
-    measures: list[tuple[str, str, int | None, str, Callable[[int | None], str]]] = [
-        (_("Parameters"), "params", totals.parameters, "parameters", short),
-        (_("MACs"), "macs", totals.macs, "macs", short),
-        (_("Activation memory"), "memory", totals.activation_bytes, "activation_bytes", size),
+    measures: list[tuple[str, str, int | None, str, Callable[[int | None], str], str]] = [
+        (_("Parameters"), "params", totals.parameters, "parameters", short, ""),
+        (_("MACs"), "macs", totals.macs, "macs", short, _figures.at_least(target)),
+        (_("Activation memory"), "memory", totals.activation_bytes, "activation_bytes", size, _figures.at_least(target, activations=True)),
     ]
     root = _blocks.tree(target)
-    stages = sorted(_figures.by_stage(target), key=lambda s: (s.label == _figures.ELSEWHERE, s.label == "vector"))
+    stages = _figures.by_stage(target)
     made = []
-    for name, css, total, field, form in measures:
+    for name, css, total, field, form, least in measures:
         pieces = _pieces(root, field)
         if total and len(pieces) > 1:
             kinds = tuple(dict.fromkeys(kind for _, _, kind in pieces))
             bars = [(stage.label, getattr(stage, field)) for stage in stages if getattr(stage, field)]
             drawn = _bars(name, css, bars, total, form) if len(bars) > 1 else ""
-            made.append(Cost(name, form(total), _treemap(name, pieces, total, form), drawn, kinds))
+            made.append(Cost(name, least + form(total), _treemap(name, pieces, total, form), drawn, kinds))
     return made
 
 
 def _pieces(root: Block, field: str) -> list[tuple[str, int, str]]:
-    """Path, amount and kind of the modules that make up the whole, the largest split into what they hold."""
+    """Path, amount and kind of the modules that make up the whole, the largest split into what they hold: one that is most of
+    the whole even where it holds more than there is room for."""
 
     def amount(block: Block) -> int:
         return sum(getattr(row, field) or 0 for row in block.all_rows)
 
+    def parts(block: Block) -> list[tuple[int, Block]]:
+        return [(number, part) for part in block.parts.values() if (number := amount(part))]
+
     whole = amount(root)
-    pieces = [(amount(part), part) for part in root.parts.values()]
+    pieces = parts(root)
     while True:
         room = PIECES + 1 - len(pieces)
-        splits = [p for p in pieces if p[1].children and len(p[1].parts) <= room and (p[0] > SPLIT * whole or len(pieces) == 1)]
+        splits = [
+            p for p in pieces
+            if p[1].children and (p[0] > whole / 2 or (len(parts(p[1])) <= room and (p[0] > SPLIT * whole or len(pieces) == 1)))
+        ]  # fmt: skip
         if not splits:
             break
         largest = max(splits, key=lambda p: p[0])
         at = pieces.index(largest)
-        pieces[at : at + 1] = [(amount(part), part) for part in largest[1].parts.values()]
-    large = sorted((p for p in pieces if p[0] >= 0.004 * whole and p[0]), key=lambda p: -p[0])[: PIECES - 1]
+        pieces[at : at + 1] = parts(largest[1])
+    large = sorted((p for p in pieces if p[0] >= 0.004 * whole), key=lambda p: -p[0])[: PIECES - 1]
     made = [(shorten(_figures.clean(block.path), 60) or _("(model)"), number, _kind(block, field)) for number, block in large]
-    left = [p for p in pieces if p[0] and not any(p is other for other in large)]
+    left = [p for p in pieces if not any(p is other for other in large)]
     if left:
         label = ngettext("{} other", "{} others", len(left)).format(len(left))
         made.append((label, sum(number for number, _ in left), "rest"))
@@ -113,29 +123,41 @@ def _kind(block: Block, field: str) -> str:
     """What most of a block is: the class of its colour."""
     sums: dict[str, int] = {}
     for row in block.all_rows:
-        kind = _KINDS.get(row.kind, "rest")
+        kind = "idle" if row.call is None else _KINDS.get(row.kind, "rest")
         sums[kind] = sums.get(kind, 0) + (getattr(row, field) or 0)
     return max(sums, key=lambda kind: sums[kind])
 
 
-def _end(path: str) -> str:
-    """The end of a path: its last part, and the one before where that is a number."""
-    parts = path.split(".")
-    return ".".join(parts[-2:] if parts[-1].isdigit() else parts[-1:])
+def _ends(label: str, others: Sequence[str]) -> dict[str, Any]:
+    """A piece's name, its halves, its ends, longest first, that are no other piece's, and how many letters tell it from all."""
+    parts = label.split(".")
+    tails = [".".join(parts[at:]) for at in range(1, len(parts))]
+    own = [tail for tail in tails if not tail[:1].isdigit() and not any(f".{other}".endswith(f".{tail}") for other in others)]
+    need = next((n for n in range(4, len(label)) if not any(other.endswith(label[-n:]) for other in others)), len(label))
+    dots = (at + 1 for at, letter in enumerate(label) if letter == "." and 3 < at < len(label) - 4)
+    cut = min(dots, key=lambda at: abs(2 * at - len(label)), default=len(label))
+    halves = {"first": label[:cut], "second": label[cut:]}
+    return {"label": label, **halves, "need": need, **dict(zip(_END_FIELDS, [*own[-len(_END_FIELDS) :], *[""] * len(_END_FIELDS)]))}
 
 
 def _treemap(name: str, pieces: Sequence[tuple[str, int, str]], total: int, form: Callable[[int], str]) -> str:
     values = [{"id": "whole", "parent": None}] + [
         {
-            "id": str(index), "parent": "whole", "amount": number, "colour": f"var(--{kind})", "label": label,
-            "end": _end(label), "share": percent(number, total), "said": f"{label}: {form(number)}, {percent(number, total)}",
+            "id": str(index), "parent": "whole", "amount": number, "colour": f"var(--{kind})", "share": percent(number, total),
+            "said": _cost(label, form(number), percent(number, total)),
+            **_ends(label, [other for other, _, _ in pieces if other != label]),
         }
         for index, (label, number, kind) in enumerate(pieces)
     ]  # fmt: skip
+    below = "(isArray(datum.shown)?44:30)"
     box = {"x": {"field": "x0"}, "x2": {"field": "x1"}, "y": {"field": "top"}, "y2": {"field": "bottom"}}
-    wide, high = "datum.x1-datum.x0-8", "datum.bottom-datum.top"
+    letters, high = "floor((datum.x1-datum.x0-8)/7.6)", "datum.bottom-datum.top"
+    shown = f"{letters}>datum.need+1?'…'+replace(slice(datum.label,2-{letters}),regexp('^\\\\.'),''):''"
+    shown = f"{letters}>=max(length(datum.first),length(datum.second))&&{high}>34?[datum.first,datum.second]:{shown}"
+    for field in (*reversed(_END_FIELDS), "label"):
+        shown = f"datum.{field}&&{letters}>=length(datum.{field})?datum.{field}:{shown}"
 
-    def text(said: str, down: int, **more: Any) -> dict[str, Any]:
+    def text(said: str, down: str, **more: Any) -> dict[str, Any]:
         place = {"x": {"signal": "datum.x0+6"}, "y": {"signal": f"datum.top+{down}"}, "text": {"signal": said}}
         return _mark("text", "fitting", {**place, "fill": {"value": "var(--ink)"}, **_FONT, **more})
 
@@ -149,12 +171,14 @@ def _treemap(name: str, pieces: Sequence[tuple[str, int, str]], total: int, form
                 {"type": "formula", "as": "top", "expr": f"datum.y0/{_STRETCH}"},
                 {"type": "formula", "as": "bottom", "expr": f"datum.y1/{_STRETCH}"},
             ]},
-            {"name": "fitting", "source": "pieces", "transform": [{"type": "filter", "expr": f"{high}>17"}]},
+            {"name": "fitting", "source": "pieces", "transform": [
+                {"type": "formula", "as": "shown", "expr": shown}, {"type": "filter", "expr": f"{high}>18&&datum.shown"},
+            ]},
         ],
         "marks": [
             _mark("rect", "pieces", {**box, "fill": {"field": "colour"}, "stroke": {"value": "var(--card)"}, "strokeWidth": {"value": 2}}, speaks=True),
-            text(f"{wide}>length(datum.label)*7.2?datum.label:{wide}>length(datum.end)*7.2?datum.end:''", 15, fontWeight={"value": 600}),
-            text(f"{high}>34 && {wide}>34?datum.share:''", 30),
+            text("datum.shown", "15", fontWeight={"value": 600}),
+            text(f"{high}>{below}+4&&{letters}>4?datum.share:''", below),
         ],
     })  # fmt: skip
 
@@ -172,7 +196,7 @@ def _bars(name: str, css: str, bars: Sequence[tuple[str, int]], total: int, form
     values = [
         {
             "y": index * step, "label": shorten(_stage(label), 15), "to": start + (end - start) * number / most,
-            "value": f"{form(number)} · {percent(number, total)}", "said": f"{label}: {form(number)}, {percent(number, total)}",
+            "value": f"{form(number)} · {percent(number, total)}", "said": _cost(_stage(label), form(number), percent(number, total)),
         }
         for index, (label, number) in enumerate(shown)
     ]  # fmt: skip
@@ -195,9 +219,13 @@ def _bars(name: str, css: str, bars: Sequence[tuple[str, int]], total: int, form
     })  # fmt: skip
 
 
+def _cost(label: str, amount: str, share: str) -> str:
+    return label + _(": ") + amount + _(", ") + share
+
+
 def _stage(label: str) -> str:
-    """A stage's label; only these two are words."""
-    return {"vector": _("vector"), _figures.ELSEWHERE: _("no resolution")}.get(label, label)
+    """A stage's label; only these are words."""
+    return {"vector": _("vector"), _figures.ELSEWHERE: _("no resolution"), _figures.IDLE: _("not called")}.get(label, label)
 
 
 # Along the depth
@@ -239,12 +267,35 @@ def unbounded_from(target: TargetResult) -> str:
     return next((_figures.clean(p.row.name) for p in along(target) if p.unbounded), "")
 
 
+def _is_line(points: list[Point]) -> bool:
+    """Whether the model reads a line of samples: a Conv1d comes first."""
+    return points[0].row.kind == "conv" and [len(s) for s in points[0].row.input_shapes or ()] == [3]
+
+
+def _given(target: TargetResult, points: list[Point]) -> list[int] | None:
+    """The spatial sizes of the input."""
+    return next((i.shape[2:] for i in target.inputs if len(i.shape) > (2 if _is_line(points) else 3)), None)
+
+
+def shows_fields(target: TargetResult) -> bool:
+    """Whether the receptive field is drawn: not of a code that a generator reads, nor where it is known of hardly any layer."""
+    points = along(target)
+    known = sum(p.smallest is not None for p in points[: _bounded(points)])
+    return known >= max(2, len(points) / 8) and max(_given(target, points) or [2]) > 1
+
+
+def _bounded(points: list[Point]) -> int:
+    """How many come before the first whose receptive field is unbounded."""
+    return next((at for at, p in enumerate(points) if p.unbounded), len(points))
+
+
 def _depth(target: TargetResult, points: list[Point], width: int) -> str:
     step = width / len(points)
     speaks = step >= 2  # nobody can point at less
-    given = next((i.shape[2:] for i in target.inputs if len(i.shape) > 3), None)
+    given = _given(target, points)
     tallest = math.sqrt(max(p.positions for p in points))
     widest = max(p.channels for p in points)
+    bounded = _bounded(points)
     fields = [f for p in points for f in (p.smallest, p.largest) if f]
     furthest = max([*fields, *(given or ()), 2])
     middle, floor, base = _PYRAMID[0] + _PYRAMID[1] / 2, sum(_WIDTH), sum(_FIELD)
@@ -255,7 +306,8 @@ def _depth(target: TargetResult, points: list[Point], width: int) -> str:
     rows = [
         {
             "x": index * step, "x2": (index + 1) * step, "half": _PYRAMID[1] / 2 * math.sqrt(p.positions) / tallest,
-            "channels": _WIDTH[1] * p.channels / widest, "smallest": level(p.smallest), "largest": level(p.largest),
+            "channels": _WIDTH[1] * p.channels / widest, "smallest": level(p.smallest if index < bounded else None),
+            "largest": level(p.largest if index < bounded else None),
             "said": _said(p) if speaks else "",
         }
         for index, p in enumerate(points)
@@ -263,13 +315,13 @@ def _depth(target: TargetResult, points: list[Point], width: int) -> str:
     ended = [*rows, {**rows[-1], "x": width}]
     named = {"rows": rows, "ended": ended, "plateaus": _plateaus(points, step)}
     data: list[dict[str, Any]] = [{"name": name, "values": values} for name, values in named.items()]
-    bottom = base if len(fields) > 4 else floor
+    bottom = base if shows_fields(target) else floor
     marks: list[dict[str, Any]] = [
         _rule("plateaus", {"x": {"field": "x"}, "y": {"value": _PYRAMID[0]}, "y2": {"value": bottom}}, "grid"),
         _title(_("Resolution: side of the map"), _PYRAMID[0]),
         _steps({"y": {"signal": f"{middle}-datum.half"}, "y2": {"signal": f"{middle}+datum.half"}}, "macs", speaks),
         _label("resolution", sum(_PYRAMID)),
-        _title(_("Width: channels, the widest of each resolution in figures"), _WIDTH[0]),
+        _title(_("Width: channels; the widest in figures"), _WIDTH[0]),
         _steps({"y": {"signal": f"{floor}-datum.channels"}, "y2": {"value": floor}}, "params", speaks=False),
         _label("channels", floor),
     ]
@@ -284,7 +336,7 @@ def _depth(target: TargetResult, points: list[Point], width: int) -> str:
         above = {"x": {"value": 0}, "y": {"field": "y", "offset": -4}}
         data.append({"name": "ticks", "values": ticks})
         marks += [
-            _title(_("Receptive field: pixels, log scale"), _FIELD[0]),
+            _title(_("Receptive field: samples, log scale") if _is_line(points) else _("Receptive field: pixels, log scale"), _FIELD[0] - 14),
             _rule("ticks", across, "grid"),
             _text("ticks", "text", above, "muted"),
             _line("smallest", strokeDash={"value": [4, 3]}),
@@ -301,9 +353,10 @@ def _said(point: Point) -> str:
     seen = _("unbounded") if point.unbounded else count(point.smallest) if point.smallest else _("not known")
     if point.largest and point.largest != point.smallest and not point.unbounded:
         seen += f"–{count(point.largest)}"
-    where = point.resolution or ngettext("{} position", "{} positions", point.positions).format(count(point.positions))
+    where = _stage(point.resolution) or ngettext("{} position", "{} positions", point.positions).format(count(point.positions))
     name = shorten(_figures.clean(point.row.name), 60)
-    return f"{name}: {where}, " + ngettext("{} channel", "{} channels", point.channels).format(count(point.channels)) + ", " + _("receptive field {}").format(seen)
+    channels = ngettext("{} channel", "{} channels", point.channels).format(count(point.channels))
+    return name + _(": ") + _(", ").join((where, channels, _("receptive field {}").format(seen)))
 
 
 def _plateaus(points: list[Point], step: float) -> list[dict[str, Any]]:
@@ -364,15 +417,19 @@ def _title(text: str, y: float) -> dict[str, Any]:
 
 
 def _svg(description: str, width: int, height: int, spec: dict[str, Any]) -> str:
-    """The picture, of which each described mark also has a title: what a pointer that rests on it is shown."""
+    """The picture, of which each described mark also has a title: what a pointer that rests on it is shown. A sentence
+    where it cannot be drawn."""
     whole = {"$schema": "https://vega.github.io/schema/vega/v5.json", "width": width, "height": height, "padding": 0, "autosize": "none", **spec}
-    svg = VEGA.svg(whole)
+    try:
+        svg = VEGA.svg(whole)
+    except ReportError as error:
+        return f'<p class="notice small">{_escaped(_("This chart could not be drawn: {}").format(_figures.one_line(str(error))))}</p>'
     svg = re.sub(r' (?:d|transform)="[^"]*"', lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), svg)  # enough for a screen
     svg = re.sub(r'(<path aria-label="([^"]*)"[^>]*)/>', r"\1><title>\2</title></path>", svg)
-    return svg.replace("<svg ", f'<svg role="group" aria-label="{_attribute(description)}" ', 1)
+    return svg.replace("<svg ", f'<svg role="group" aria-label="{_escaped(description)}" ', 1)
 
 
-def _attribute(text: str) -> str:
+def _escaped(text: str) -> str:
     from markupsafe import escape
 
     return str(escape(text))

@@ -229,6 +229,12 @@ def tensors(target: TargetDiff) -> str:
     return said + (f"; values {found.values}" if found.values else "")
 
 
+def unread(diff: Diff) -> list[str]:
+    """Of the checkpoints without a difference, those whose values were not all compared, and why."""
+    same = [(t.target, t.tensors.values) for t in diff.targets if not t.changed and t.tensors is not None]
+    return [f"{target}: values {values}" for target, values in same if values]
+
+
 def tensor_rows(target: TargetDiff) -> list[Row]:
     """Tensors that differ."""
     found = target.tensors
@@ -319,6 +325,7 @@ def _rest(diff: Diff) -> list[str]:
     lines = []
     if same:
         lines.append("no difference" if len(diff.targets) == 1 else f"no difference: {_names(same)}")
+        lines += [f"  {clean(said)}" for said in unread(diff)]
     if diff.only_old:
         lines.append(f"only in OLD: {_names(diff.only_old)}")
     if diff.only_new:
@@ -424,7 +431,7 @@ def markdown(diff: Diff) -> str:
         "diff.md.j2",
         (
             {
-                "diff": diff, "d": _Words, "changed": changed, "same": same,
+                "diff": diff, "d": _Words, "steps": _figures.steps, "changed": changed, "same": same, "unread": unread(diff),
                 "shown": {"layers": layers, "findings": kinds, "targets": targets},
                 "code": lambda value, limit=limit: code(value, limit) or "`(model)`",
                 "cell": lambda value, limit=limit: cell(value, limit) or "`(model)`",

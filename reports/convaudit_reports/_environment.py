@@ -13,6 +13,7 @@ from convaudit_reports import _figures, _language
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from markupsafe import Markup
 
 LIMIT = 65_000
 """GitHub refuses a comment of more than 65,536 characters."""
@@ -29,8 +30,15 @@ def page_environment() -> Environment:
     made = _made(autoescape=True)
     _language.install(made)
     made.globals["f"] = _figures
-    made.filters.update(clean=_figures.clean, line=_figures.one_line)
+    made.filters.update(clean=_figures.clean, line=_figures.one_line, word=_language.gettext, ticked=_ticked)
     return made
+
+
+def _ticked(text: str) -> Markup:
+    """Words between backticks as code."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"(`+)([^`]+)\1", r"<code>\2</code>", str(escape(text))))
 
 
 def _made(*, autoescape: bool) -> Environment:

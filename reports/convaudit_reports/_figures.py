@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import math
+import re
 import shlex
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
@@ -25,14 +26,17 @@ from convaudit.result import (
     Saving,
     TargetResult,
 )
-from convaudit_reports._language import N_
+from convaudit_reports._language import N_, ngettext
+from convaudit_reports._language import gettext as _
 
 CONVENTIONS = {
     "fvcore": N_("fvcore convention: one FLOP per multiply-add"),
     "two-per-mac": N_("two FLOPs per multiply-accumulate"),
 }
 ELSEWHERE = "no resolution"
-"""Stage of the rows that have no shape: bare parameters, modules that never ran, checkpoints."""
+"""Stage of the rows that have no shape: bare parameters, checkpoints."""
+IDLE = "not called"
+"""Stage of the modules that never ran."""
 
 _LAST_AXIS_NORMS = ("layernorm", "layer_norm", "rmsnorm", "rms_norm")
 
@@ -44,7 +48,12 @@ def clean(text: str) -> str:
     """``text`` with control, format and other invisible characters written as escapes, so that it stays one line."""
     if text.isascii() and text.isprintable():
         return text
-    return "".join(_escape(c) if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c for c in text)
+    return "".join(_escape(c) if _invisible(c) else c for c in text)
+
+
+def plain_json(text: str) -> str:
+    """JSON whose strings have such characters as ``\\u`` escapes: the same values, and nothing that a terminal obeys."""
+    return _NO_ASCII.sub(lambda c: _UNIT.sub(r"\\u\1", c[0].encode("utf-16-be").hex()) if _invisible(c[0]) else c[0], text)
 
 
 def one_line(text: str) -> str:
@@ -60,6 +69,13 @@ def shorten(text: str, limit: int) -> str:
     return f"{text[: limit - 1 - tail]}…{text[len(text) - tail :]}"
 
 
+def _invisible(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+
+
+_NO_ASCII, _UNIT = re.compile("[\x7f-\U0010ffff]"), re.compile("(....)")
+
+
 def _escape(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
@@ -69,17 +85,17 @@ def _escape(character: str) -> str:
 
 def count(number: int | None) -> str:
     """Exact, with thousands separators; ``None`` is "not known"."""
-    return "not known" if number is None else f"{number:,}"
+    return _("not known") if number is None else f"{number:,}"
 
 
 def short(number: int | None) -> str:
     """Three digits and a unit: 11.7M, 1.82G."""
-    return "not known" if number is None else _scaled(number, ("", "k", "M", "G", "T", "P", "E"))
+    return _("not known") if number is None else _scaled(number, ("", "k", "M", "G", "T", "P", "E"))
 
 
 def size(number: int | None) -> str:
     """Bytes in decimal units: 25.6 MB."""
-    return "not known" if number is None else _scaled(number, (" B", " kB", " MB", " GB", " TB", " PB", " EB"))
+    return _("not known") if number is None else _scaled(number, (" B", " kB", " MB", " GB", " TB", " PB", " EB"))
 
 
 def _scaled(number: int, units: Sequence[str]) -> str:
@@ -124,7 +140,19 @@ def shapes(rows: Iterable[Iterable[int]] | None) -> str:
 
 def receptive_field(value: list[int] | str | None) -> str:
     """19×19, "unbounded", or empty where not known."""
-    return "" if value is None else value if isinstance(value, str) else shape(value)
+    return "" if value is None else _(value) if isinstance(value, str) else shape(value)
+
+
+def signed(value: object, form: str = "") -> str:
+    """A number with a minus sign in place of a hyphen: −0.125."""
+    return format(value, form).replace("-", "−")
+
+
+def at_least(target: TargetResult, *, activations: bool = False) -> str:
+    """``"≥ "`` before MACs and FLOPs that are lower bounds; activations are where the model was followed in part."""
+    if target.totals is None or (target.totals.activation_bytes if activations else target.totals.macs) is None:
+        return ""
+    return "≥ " if target.status == "partial" or (not activations and lower_bound(target)) else ""
 
 
 def plural(number: int, word: str) -> str:
@@ -142,16 +170,15 @@ def place(location: Location | None) -> str:
 
 def layers_of(finding: Finding, limit: int = 4) -> str:
     """The finding's layers, the rest counted."""
-    names = [clean(name) or "(model)" for name in finding.layers]
+    names = [clean(name) or _("(model)") for name in finding.layers]
     more = len(names) - limit
-    return ", ".join(names) if more <= 0 else f"{', '.join(names[:limit])} and {more} more"
+    return ", ".join(names[:limit]) + (_(" and {} more").format(more) if more > 0 else "")
 
 
 def inputs(infos: Sequence[InputInfo]) -> str:
     """``1×3×224×224 float32``, with "inferred" where nobody gave it."""
-    return ", ".join(
-        f"{shape(i.shape)} {clean(i.dtype)}{' (inferred)' if i.source == 'inferred' else ''}" for i in infos
-    )
+    guessed = _(" (inferred)")
+    return ", ".join(f"{shape(i.shape)} {clean(i.dtype)}{guessed * (i.source == 'inferred')}" for i in infos)
 
 
 @dataclass(frozen=True)
@@ -167,7 +194,7 @@ class Step:
     smaller: bool
 
     def __str__(self) -> str:
-        return f"{self.label} {self.before} → {self.after}" + (f" ({self.change})" if self.change else "")
+        return f"{self.label} {self.before} → {self.after}" + (_(" ({})").format(self.change) if self.change else "")
 
 
 def steps(saving: Saving | None) -> list[Step]:
@@ -175,9 +202,9 @@ def steps(saving: Saving | None) -> list[Step]:
     if saving is None:
         return []
     rows: list[tuple[str, tuple[int, int] | None, Callable[[int], str]]] = [
-        (N_("parameters"), saving.parameters, count),
-        (N_("MACs"), saving.macs, short),
-        (N_("peak activations"), saving.peak_activation_bytes, size),
+        (_("parameters"), saving.parameters, count),
+        (_("MACs"), saving.macs, short),
+        (_("peak activations"), saving.peak_activation_bytes, size),
     ]
     return [
         Step(
@@ -196,6 +223,22 @@ def steps(saving: Saving | None) -> list[Step]:
 def saved_parameters(finding: Finding) -> int:
     """Parameters that following the advice saves; 0 where nothing was measured."""
     return finding.saving.parameters[0] - finding.saving.parameters[1] if finding.saving else 0
+
+
+def best_saving(target: TargetResult) -> int:
+    """Parameters that its best finding saves."""
+    return max(map(saved_parameters, live(target)), default=0)
+
+
+def badness(target: TargetResult) -> tuple[int, ...]:
+    """Sorts the worst first: not audited, then errors, warnings, what could be saved."""
+    counts = [len(live(target, level)) for level in ("error", "warning")]
+    return (-(target.status == "failed"), *(-count for count in counts), -best_saving(target))
+
+
+def worst(targets: Sequence[TargetResult], limit: int) -> list[int]:
+    """Places of the ``limit`` worst, in order."""
+    return sorted(sorted(range(len(targets)), key=lambda at: badness(targets[at]))[:limit])
 
 
 def live(target: TargetResult, *severities: str) -> list[Finding]:
@@ -225,12 +268,19 @@ def grouped(findings: Sequence[Finding]) -> list[tuple[Finding, list[Finding]]]:
 
 def command(result: AuditResult, target: TargetResult) -> str:
     """The shell line that repeats this audit."""
-    words = ["convaudit", "check", target.target]
-    for info in target.inputs:
+    words = ["convaudit", "check", target.target, *target.options]
+    given = {"--input", "--input-from", "--submodule", "--model"} & set(target.options)  # else the inputs are not its own
+    for info in target.inputs if not given else ():
         words += ["--input", (",".join(map(str, info.shape)) or "()") + _dtype_suffix(info.dtype)]
-    if target.flop_convention != "fvcore":
+    if target.flop_convention != "fvcore" and "--flop-convention" not in target.options:
         words += ["--flop-convention", target.flop_convention]
     return clean(shlex.join(words))
+
+
+def versions(result: AuditResult, target: TargetResult) -> list[str]:
+    """What the audit ran with: convaudit 0.1.0, Python 3.11.7, torch 2.13.0, timm 1.0.31."""
+    held = {"convaudit": result.convaudit_version, **target.versions}
+    return [clean(f"{'Python' if name == 'python' else name} {number}") for name, number in held.items()]
 
 
 def _dtype_suffix(dtype: str) -> str:
@@ -310,13 +360,13 @@ class Bar:
 
 
 def by_stage(target: TargetResult) -> list[Share]:
-    """Cost by output resolution, in order of first use; rows without a shape of their own go with the row before."""
+    """Cost by output resolution, in order of first use, vectors last; rows without a shape of their own go with the row before."""
     batch = next((i.shape[0] for i in target.inputs if i.shape), 1) or 1
-    found: dict[object, Share] = {}
-    names: dict[object, str] = {}
+    found: dict[int | str, Share] = {}
+    names: dict[int | str, str] = {}
     before: int | None = None
     for row in target.layers:
-        key: object = None
+        key: int | str = IDLE if row.call is None else ELSEWHERE
         if row.call is not None and row.kind != "parameter":
             here, name = positions(row, batch, before)
             if here is not None:
@@ -325,8 +375,8 @@ def by_stage(target: TargetResult) -> list[Share]:
                     names[key] = name
         found.setdefault(key, Share("")).add(row)
     for key, share in found.items():
-        share.label = ELSEWHERE if key is None else names.get(key, "vector" if key == 1 else f"{key:,} positions")
-    return sorted(found.values(), key=lambda s: s.label == ELSEWHERE)
+        share.label = key if isinstance(key, str) else names.get(key, "vector" if key == 1 else _in_a_row(key))
+    return sorted(found.values(), key=lambda s: (s.label in (ELSEWHERE, IDLE), s.label == "vector"))
 
 
 def positions(row: LayerRow, batch: int, before: int | None) -> tuple[int | None, str]:
@@ -349,7 +399,11 @@ def positions(row: LayerRow, batch: int, before: int | None) -> tuple[int | None
 def _name(axes: Sequence[int]) -> str:
     if math.prod(axes) == 1:
         return "vector"
-    return shape(axes) if len(axes) > 1 else f"{axes[0]:,} positions"
+    return shape(axes) if len(axes) > 1 else _in_a_row(axes[0])
+
+
+def _in_a_row(number: int) -> str:
+    return ngettext("{} position", "{} positions", number).format(count(number))
 
 
 def by_module(target: TargetResult) -> list[Share]:
@@ -419,14 +473,24 @@ def bars(shares: Sequence[Share], limit: int, *, largest_first: bool = False) ->
 
 def tally(error: int, warning: int, info: int) -> str:
     """1 error, 2 warnings and 1 info; empty where there is none."""
-    parts = [plural(number, word) for number, word in ((error, "error"), (warning, "warning"), (info, "info")) if number]
-    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+    parts = list(severities(error, warning, info).values())
+    return _("{} and {}").format(_(", ").join(parts[:-1]), parts[-1]) if len(parts) > 1 else "".join(parts)
+
+
+def severities(error: int, warning: int, info: int) -> dict[str, str]:
+    """The findings of each severity, counted; none where there are none."""
+    forms = {
+        "error": (error, ngettext("{} error", "{} errors", error)),
+        "warning": (warning, ngettext("{} warning", "{} warnings", warning)),
+        "info": (info, ngettext("{} info", "{} infos", info)),
+    }
+    return {severity: form.format(f"{number:,}") for severity, (number, form) in forms.items() if number}
 
 
 def tally_of(target: TargetResult) -> str:
     """The target's live findings, counted."""
     found = [finding.severity for finding in live(target)]
-    return tally(found.count("error"), found.count("warning"), found.count("info")) or "no findings"
+    return tally(found.count("error"), found.count("warning"), found.count("info")) or _("no findings")
 
 
 def verdict(result: AuditResult) -> str:
@@ -434,7 +498,8 @@ def verdict(result: AuditResult) -> str:
     summary = result.summary
     text = tally(summary.error, summary.warning, summary.info) or "No findings"
     where = f" in {plural(summary.targets, 'target')}" if summary.targets != 1 else ""
-    failed = f"; {summary.failed} could not be audited" if summary.failed else ""
+    number = f"{summary.failed} " if summary.targets != 1 else ""
+    failed = f"; {number}could not be audited" if summary.failed else ""
     return f"{text}{where}{failed}."
 
 
@@ -444,10 +509,11 @@ def lower_bound(target: TargetResult) -> str:
         return ""
     why = []
     if target.status == "partial":
-        why.append("part of the model could not be followed")
-    if target.totals.uncounted_ops:
-        why.append(f"{plural(len(target.totals.uncounted_ops), 'op')} without a formula")
-    return " and ".join(why)
+        why.append(_("part of the model could not be followed"))
+    ops = len(target.totals.uncounted_ops)
+    if ops:
+        why.append(ngettext("{} op without a formula", "{} ops without a formula", ops).format(ops))
+    return _(" and ").join(why)
 
 
 # Checkpoints

@@ -15,12 +15,11 @@ from convaudit.result import AuditResult, Finding, LayerRow, TargetResult
 from convaudit_reports import _figures, _language
 from convaudit_reports._environment import page_environment, policy_hash
 from convaudit_reports._language import gettext as _
-from convaudit_reports._language import ngettext
 
 if TYPE_CHECKING:
-    from convaudit_reports._blocks import Run
     from convaudit_reports._charts import Cost
     from convaudit_reports._source import Quote, Sources
+    from convaudit_reports._structure import Run
 
 NAME = "html"
 SUFFIX = ".html"
@@ -83,9 +82,16 @@ class View:
     @cached_property
     def structure(self) -> list[Run]:
         """The modules, repeated blocks folded."""
-        from convaudit_reports._blocks import folded
+        from convaudit_reports._structure import folded
 
         return folded(self.target)
+
+    @staticmethod
+    def lanes(found: list[Run]) -> int:
+        """Width of the rail beside the parts of one module, in lanes; −1: no rail."""
+        from convaudit_reports._structure import width
+
+        return width(found)
 
     @cached_property
     def costs(self) -> list[Cost]:
@@ -100,6 +106,13 @@ class View:
         from convaudit_reports import _charts
 
         return _charts.depth(self.target)
+
+    @cached_property
+    def shows_fields(self) -> bool:
+        """Whether receptive fields are in the picture along the depth."""
+        from convaudit_reports import _charts
+
+        return _charts.shows_fields(self.target)
 
     @cached_property
     def unbounded_from(self) -> str:
@@ -125,12 +138,12 @@ class View:
     @cached_property
     def repeated(self) -> dict[int, Run | None]:
         """Of a long layer table: the rows that are folded, by id, and the run that ends a row before a fold."""
-        from convaudit_reports._blocks import repeats
+        from convaudit_reports._structure import repeats
 
         marks: dict[int, Run | None] = {}
         place = {id(row): index for index, row in enumerate(self.target.layers)}
         for run in repeats(self.structure) if len(place) > FOLD else ():
-            marks |= {id(row): None for block in run.blocks[1:] for row in block.all_rows}
+            marks |= {id(row): None for part in run.parts[1:] for row in part.all_rows}
             marks[max(map(id, run.first.all_rows), key=place.__getitem__)] = run
         return marks
 
@@ -145,8 +158,8 @@ class View:
     @staticmethod
     def rest(run: Run) -> dict[str, int | None]:
         """Sums of what is folded; None where any part is not known."""
-        rows = [row for block in run.blocks[1:] for row in block.all_rows if row.call is not None]
-        sums: dict[str, int | None] = {"parameters": sum(b.parameters for b in run.blocks[1:])}
+        rows = [row for part in run.parts[1:] for row in part.all_rows if row.call is not None]
+        sums: dict[str, int | None] = {"parameters": sum(part.parameters for part in run.parts[1:])}
         for name in ("macs", "flops", "activation_bytes"):
             known = [getattr(row, name) for row in rows]
             sums[name] = None if None in known else sum(known)
@@ -155,12 +168,12 @@ class View:
     @cached_property
     def saved(self) -> int:
         """Parameters that the best finding saves."""
-        return _saving(self.target)
+        return _figures.best_saving(self.target)
 
     @property
     def weight(self) -> int:
         """Sorts targets by their findings."""
-        failed, errors, warnings = (-part for part in _badness(self.target)[:3])
+        failed, errors, warnings = (-part for part in _figures.badness(self.target)[:3])
         return failed * 10**9 + errors * 10**6 + warnings * 10**3 + len(_figures.live(self.target, "info"))
 
     @cached_property
@@ -171,8 +184,7 @@ class View:
 
 def _views(original: AuditResult, shown: AuditResult, sources: Sources | None) -> Iterator[View]:
     targets = shown.targets
-    ranked = sorted(range(len(targets)), key=lambda index: _badness(targets[index]))
-    worst = set(ranked[:WORST] if len(targets) > DETAILED else ranked)
+    worst = set(_figures.worst(targets, WORST if len(targets) > DETAILED else len(targets)))
     for index, (target, first) in enumerate(zip(targets, original.targets)):
         quotes = {
             id(finding): sources.quote(before.location)
@@ -185,31 +197,13 @@ def _views(original: AuditResult, shown: AuditResult, sources: Sources | None) -
         yield View(name, target, advice, index in worst, len(targets) <= OPEN)
 
 
-def _saving(target: TargetResult) -> int:
-    return max(map(_figures.saved_parameters, _figures.live(target)), default=0)
-
-
-def _badness(target: TargetResult) -> tuple[int, ...]:
-    """Sorts the worst first: not audited, then errors, warnings, what could be saved."""
-    counts = [len(_figures.live(target, level)) for level in ("error", "warning")]
-    return (-(target.status == "failed"), *(-count for count in counts), -_saving(target))
-
-
 def verdict(result: AuditResult) -> str:
     """The whole run in one sentence."""
     summary = result.summary
     if summary.targets == summary.failed == 1:
         return _("Could not be audited.")
-    parts = [
-        text.format(number)
-        for number, text in (
-            (summary.error, ngettext("{} error", "{} errors", summary.error)),
-            (summary.warning, ngettext("{} warning", "{} warnings", summary.warning)),
-            (summary.info, ngettext("{} info", "{} infos", summary.info)),
-        )
-        if number
-    ]
-    text = _(", ").join(parts) or _("No findings")
+    found = _figures.severities(summary.error, summary.warning, summary.info)
+    text = _(", ").join(found.values()) or _("No findings")
     if summary.failed and summary.targets > 1:
         text += _("; {} could not be audited").format(summary.failed)
     best = max((f for t in result.targets for f in _figures.live(t)), key=_figures.saved_parameters, default=None)
@@ -225,7 +219,8 @@ def _rules(result: AuditResult) -> dict[str, dict[str, str]]:
 
     codes = {finding.rule for target in result.targets for finding in target.findings}
     known = rules() if codes else {}
+    headings = ("Why it matters", "Exceptions")
     return {
-        code: {heading: _figures.section(known[code].documentation(), heading) for heading in ("Why it matters", "Exceptions")}
+        code: {heading: _language.documented(_figures.section(known[code].documentation(), heading)) for heading in headings}
         for code in codes & set(known)
-    }  # fmt: skip
+    }

@@ -6,7 +6,8 @@ from typing import Any
 
 import msgspec
 
-from convaudit.result import SCHEMA_VERSION, AuditResult
+from convaudit.result import SCHEMA_VERSION, AuditResult, encoded
+from convaudit_reports._figures import plain_json
 
 NAME = "json"
 SUFFIX = ".json"
@@ -19,11 +20,7 @@ def render(result: AuditResult, **_options: object) -> str:
 
 def dump(record: msgspec.Struct) -> str:
     """A record as :func:`render` prints a result."""
-    try:
-        encoded = msgspec.json.encode(record)
-    except (UnicodeEncodeError, TypeError):  # a file name that is not UTF-8, or an odd value in a rule's evidence
-        encoded = msgspec.json.encode(_plain(msgspec.to_builtins(record, enc_hook=repr)))
-    return msgspec.json.format(encoded, indent=2).decode("utf-8") + "\n"
+    return plain_json(msgspec.json.format(encoded(record), indent=2).decode("utf-8")) + "\n"
 
 
 def schema() -> dict[str, Any]:
@@ -40,13 +37,3 @@ def schema() -> dict[str, Any]:
 def schema_text() -> str:
     """The schema as its file holds it."""
     return msgspec.json.format(msgspec.json.encode(schema()), indent=2).decode("utf-8") + "\n"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, str):
-        return value.encode("utf-8", "backslashreplace").decode("utf-8")
-    if isinstance(value, dict):
-        return {_plain(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from html import escape
 
-from convaudit.result import AuditResult, Finding, LayerRow, TargetResult, TensorRow
+from convaudit.result import AuditResult, Finding, LayerRow, TargetResult, TensorRow, note_lines
 from convaudit_reports import _figures
 from convaudit_reports._environment import fitted
 from convaudit_reports._source import public
@@ -57,6 +57,7 @@ def render(result: AuditResult, **_options: object) -> str:
         (
             {
                 "result": result, "first": first, "f": _figures, "detail": detail, "heaviest": heaviest, "largest": largest,
+                "note_lines": note_lines, "steps": _figures.steps,
                 "code": lambda value, limit=detail.text: code(value, limit),
                 "cell": lambda value, limit=detail.text: cell(value, limit),
                 "prose": lambda value, limit=detail.text: prose(value, limit),
@@ -95,6 +96,8 @@ def prose(value: object, limit: int = 300) -> str:
 
 def _word(word: str, first: bool) -> str:
     head, core, tail = _WORD.fullmatch(word).groups()  # type: ignore[union-attr]  # matches everything
+    while tail.startswith(")") and core.count("(") > core.count(")"):  # a call keeps its own
+        core, tail = core + ")", tail[1:]
     begins_a_list = first and (not core or re.fullmatch(r"[-+=]|\d+[.)]", word))
     if not begins_a_list and (not core or (_PLAIN.fullmatch(core) and not _LINKED.search(core))):
         return word
@@ -116,7 +119,6 @@ def worth_changing(result: AuditResult, limit: int = FIRST) -> list[tuple[Target
         where = item[1].location
         by_line.setdefault((item[1].rule, where.path, where.line) if where else id(item), item)
     return list(by_line.values())[:limit]
-
 
 
 def heaviest(rows: list[LayerRow], limit: int) -> list[LayerRow]:

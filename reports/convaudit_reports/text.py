@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
+from bisect import bisect_right
 from collections.abc import Iterator
+from itertools import accumulate
 
-from convaudit.result import AuditResult, Finding, TargetResult
+from convaudit.result import AuditResult, Finding, TargetResult, note_lines
 from convaudit_reports._figures import (
     clean,
     count,
@@ -14,12 +18,13 @@ from convaudit_reports._figures import (
     lower_bound,
     one_line,
     place,
-    plural,
+    severities,
     short,
     size,
     steps,
 )
-from convaudit_reports._language import speaking, translated
+from convaudit_reports._language import gettext as _
+from convaudit_reports._language import ngettext, speaking, translated
 
 NAME = "text"
 SUFFIX = None
@@ -40,19 +45,21 @@ def render(
     lang: str = "en",
     **_options: object,
 ) -> str:
-    """The report. ``width`` 0 is unlimited; ``quiet`` leaves the findings alone, one line each; ``lang`` is theirs."""
+    """The report. ``width`` 0 is unlimited; ``quiet`` leaves the findings alone, one line each; ``lang`` is its language."""
+    lines: list[Line] = []
     with speaking(lang):
         result = translated(result)
-    lines: list[Line] = []
-    for target in result.targets:
-        block = _target(target, width, show_info, quiet)
-        if block and lines and not quiet:
-            lines.append([])
-        lines += block
-    if not quiet:
-        if len(result.targets) > 1:
-            lines.append([])
-        lines.append(_summary(result))
+        for target in result.targets:
+            block = _target(target, width, show_info, quiet)
+            if block and lines and not quiet:
+                lines.append([])
+            lines += block
+        if not quiet:
+            beside: list[Line] = [[(one_line(said), "yellow")] for said in note_lines(result.notes)]
+            lines += [[]] * bool(beside and result.targets) + beside
+            if len(result.targets) > 1 or beside:
+                lines.append([])
+            lines.append(_summary(result))
     return _colored(lines, width) if color else "".join("".join(t for t, _ in line) + "\n" for line in lines)
 
 
@@ -75,146 +82,177 @@ def _target(target: TargetResult, width: int, show_info: bool, quiet: bool) -> l
         blocks.append((1, [_headline(target, note), *_details(note)] if show_info else [_short_info(note, width)]))
     room = LINES - 1 - len(head)  # the summary takes the last line
     if show_info or sum(len(lines) for _, lines in blocks) <= room:
-        return head + [line for _, lines in blocks for line in lines]
+        return head + [line for amount, lines in blocks for line in lines]
     shown: list[Line] = []
-    for number, (_, lines) in enumerate(blocks):
+    for number, (amount, lines) in enumerate(blocks):
         if len(shown) + len(lines) > room - 1:
-            left = sum(amount for amount, _ in blocks[number:])
-            shown.append([(f"… {left:,} more (--format json, --show info)", "dim")])
+            left = sum(amount for amount, lines in blocks[number:])
+            shown.append([(_("… {} more (--format json, --show info)").format(f"{left:,}"), "dim")])
             break
         shown += lines
     return head + shown
 
 
 def _totals(target: TargetResult) -> Line:
-    line: Line = [(clean(target.target), "bold"), (": ", "")]
     totals = target.totals
     if totals is None:
-        return [*line, ("no totals", "dim")]
+        said = _("parameters not known") if target.kind == "checkpoint" else _("no totals")
+        return [(clean(target.target), "bold"), (_(": "), ""), (said, "dim")]
     bound = "≥ " if lower_bound(target) else ""
-    line.append((f"{count(totals.parameters)} parameters", "bold"))
+    least = bound if target.kind == "checkpoint" else ""
+    parts: Line = [(ngettext("{} parameter", "{} parameters", totals.parameters).format(least + count(totals.parameters)), "bold")]
     if totals.macs is not None:
-        line.append((f", {bound}{short(totals.macs)} MACs", ""))
+        parts.append((_("{} MACs").format(bound + short(totals.macs)), ""))
     if totals.flops is not None:
-        line.append((f", {bound}{short(totals.flops)} FLOPs ({target.flop_convention})", ""))
+        parts.append((_("{} FLOPs ({})").format(bound + short(totals.flops), target.flop_convention), ""))
     if totals.activation_bytes is not None:
         peak = totals.peak_activation_bytes
-        line.append((f", {size(totals.activation_bytes)} activations", ""))
-        line.append((f" (peak {size(peak)})" if peak is not None else "", ""))
+        text = _("{} activations").format(size(totals.activation_bytes))
+        parts.append((text + (_(" (peak {})").format(size(peak)) if peak is not None else ""), ""))
     if totals.macs is None and target.kind == "checkpoint":
         if totals.buffers:
-            line.append((f" and {count(totals.buffers)} elements of buffers", ""))
-        line.append((f", {size(totals.parameter_bytes)}", ""))
-        if len(totals.bytes_by_dtype) == 1:
-            line.append((f" of {clean(next(iter(totals.bytes_by_dtype)))}", ""))
+            text = ngettext(" and {} element of buffers", " and {} elements of buffers", totals.buffers).format(count(totals.buffers))
+            parts[0] = (parts[0][0] + text, "bold")
+        dtypes = [clean(dtype) for dtype in totals.bytes_by_dtype]
+        weight = _("size not known") if totals.parameter_bytes is None else size(totals.parameter_bytes)
+        parts.append((_("{} of {}").format(weight, dtypes[0]) if len(dtypes) == 1 else weight, ""))
         if target.checkpoint is not None and totals.file_bytes is not None:
-            line.append((f", {plural(len(target.checkpoint.tensors), 'tensor')}", ""))
-            read = "" if target.checkpoint.weights_read else ", weights not read"
-            line.append((f" ({target.checkpoint.format}, file of {size(totals.file_bytes)}{read})", ""))
+            tensors = len(target.checkpoint.tensors)
+            text = ngettext("{} tensor", "{} tensors", tensors).format(count(tensors))
+            file = _("file of {}").format(size(totals.file_bytes))
+            read = "" if target.checkpoint.weights_read else _(", weights not read")
+            parts.append((text + _(" ({}, {})").format(target.checkpoint.format, file + read), ""))
     if target.inputs:
-        line.append((f", input {inputs(target.inputs)}", ""))
-    return line
+        parts.append((_("input {}").format(inputs(target.inputs)), ""))
+    return [(clean(target.target), "bold"), (_(": "), ""), *_joined(parts)]
+
+
+def _joined(parts: Line) -> Line:
+    return [piece for index, part in enumerate(parts) for piece in ([(_(", "), "")] * bool(index) + [part])]
 
 
 def _limits(target: TargetResult) -> Iterator[Line]:
     if target.kind == "checkpoint":
+        if target.checkpoint is not None and target.checkpoint.sha256:
+            yield [(f"  sha256 {target.checkpoint.sha256}", "dim")]
         for note in target.notes[:4]:
             yield [(f"  {one_line(note)}", "yellow")]
         return
     why = lower_bound(target)
     if not why:
         return
-    notes = one_line("; ".join(target.notes)) if target.status == "partial" else ""
-    said = "lower bounds" in notes or (target.totals is not None and target.totals.macs is None)
-    yield [(f"  {notes}" if notes and said else f"  totals are lower bounds: {notes or why}", "yellow")]
+    notes = one_line(_("; ").join(target.notes)) if target.status == "partial" else ""
+    said = _("lower bounds") in notes or (target.totals is not None and target.totals.macs is None)
+    text = notes if notes and said else _("totals are lower bounds: {}").format(notes or why)
+    yield [(f"  {text}", "yellow")]
     ops = target.totals.uncounted_ops if target.totals else []
     if ops:
-        more = f" and {len(ops) - 8} more" if len(ops) > 8 else ""
-        yield [(f"  uncounted: {', '.join(clean(op) for op in ops[:8])}{more}", "yellow")]
+        more = _(" and {} more").format(len(ops) - 8) if len(ops) > 8 else ""
+        yield [("  " + _("uncounted: {}").format(", ".join(clean(op) for op in ops[:8]) + more), "yellow")]
 
 
 def _failure(target: TargetResult) -> Line:
     error = target.error
-    line: Line = [(clean(target.target), "bold"), (": ", ""), ("not audited", STYLES["error"])]
+    line: Line = [(clean(target.target), "bold"), (_(": "), ""), (_("not audited"), STYLES["error"])]
     if error is None:
         return line
-    where = f" at {clean(error.path)}{f':{error.line}' if error.line else ''}" if error.path else ""
+    where = _(" at {}").format(clean(error.path) + (f":{error.line}" if error.line else "")) if error.path else ""
     message = one_line(error.message.removeprefix(f"{target.target}: "))
     if f"{error.step} failed: " in message:  # it says where and what itself
-        return [*line, (f": {message}", "")]
+        return [*line, (_(": ") + message, "")]
     kind = "" if error.type in ("", "TargetError") or message.startswith(error.type) else f"{clean(error.type)}: "
-    return [*line, (f" (step {error.step}{where}): {kind}{message}", "")]
+    return [*line, (_(" (step {}{}): ").format(_(error.step), where) + kind + message, "")]
 
 
 def _headline(target: TargetResult, finding: Finding) -> Line:
     message = one_line(finding.message)
     layer = clean(finding.layers[0]) if finding.layers else ""
-    if layer and layer not in message:
-        more = f" and {len(finding.layers) - 1} more" if len(finding.layers) > 1 else ""
-        message = f"{layer}{more}: {message}"
+    if layer and not _names(message, layer):
+        more = _(" and {} more").format(len(finding.layers) - 1) if len(finding.layers) > 1 else ""
+        message = f"{layer}{more}{_(': ')}{message}"
     return [
         (f"{place(finding.location) or clean(target.target)}: ", ""),
         (finding.rule, "bold"),
         (" ", ""),
-        (finding.severity, STYLES[finding.severity]),
+        (_(finding.severity), STYLES[finding.severity]),
         (f" {message}", ""),
     ]
+
+
+def _names(message: str, layer: str) -> bool:
+    """Whether a message says the layer's name; a bare number could be any."""
+    if layer.isdecimal():
+        return message.startswith(tuple(f"{layer}{behind}" for behind in (" and ", " holds ", ": ", ", ")))
+    return re.search(rf"(?<![\w.]){re.escape(layer)}(?!\w)", message) is not None
 
 
 def _finding(target: TargetResult, leader: Finding, others: list[Finding], show_all: bool) -> list[Line]:
     lines = [_headline(target, leader), *_details(leader)]
     if show_all:
         return lines + [line for f in others for line in ([("  ", ""), *_headline(target, f)], *_details(f))]
-    if others:
-        also = "also " + ", ".join(dict.fromkeys(f.rule for f in others))
+    answered = [f for f in others if f.suggestion == leader.suggestion or (f.saving is not None and f.saving == leader.saving)]
+    if answered:
+        also = _("also {}").format(", ".join(dict.fromkeys(f.rule for f in answered)))
         if len(lines) == 1:
             lines.append([(f"  {also}", "dim")])
         else:
-            lines[-1].append((f"; {also}", "dim"))
+            lines[-1].append((_("; ") + also, "dim"))
+    for other in (f for f in others if f not in answered):
+        advice = _("; ") + one_line(other.suggestion) if other.suggestion else ""
+        lines.append([("  " + _("also {}").format(other.rule), "dim"), (f" {one_line(other.message)}{advice}", "")])
     return lines
 
 
 def _details(finding: Finding) -> Iterator[Line]:
-    saved = ", ".join(str(step) for step in steps(finding.saving)[:2])
+    saved = _(", ").join(str(step) for step in steps(finding.saving)[:2])
     advice = one_line(finding.suggestion).rstrip(".")
-    keys = [("; changes the state_dict", "dim")] if finding.changes_state_dict else []
+    keys = [(_("; ") + _("changes the state_dict"), "dim")] if finding.changes_state_dict else []
     if saved and advice:
-        yield [(f"  {advice}: ", ""), (saved, "green"), *keys]
+        yield [(f"  {advice}{_(': ')}", ""), (saved, "green"), *keys]
     elif saved or advice:
         yield [(f"  {saved}", "green") if saved else (f"  {advice}", ""), *keys]
 
 
 def _short_info(finding: Finding, width: int) -> Line:
-    head, rest = f"  {finding.rule} info ", one_line(finding.message)
+    head, rest = f"  {finding.rule} {_('info')} ", one_line(finding.message)
     layer = clean(finding.layers[0]) if finding.layers else ""
-    if layer and layer not in rest:
-        rest = f"{layer}: {rest}"
-    limit = max(width or 160, 40) - len(head)
-    if len(rest) > limit:
-        rest = rest[: limit - 1]
-        rest = (rest.rpartition(" ")[0] or rest) + "…"
-    return [(head, STYLES["info"]), (rest, "")]
+    if layer and not _names(rest, layer):
+        rest = f"{layer}{_(': ')}{rest}"
+    return [(head, STYLES["info"]), (_fitted(rest, max(width or 160, 40) - _cells(head)), "")]
+
+
+def _fitted(text: str, width: int) -> str:
+    """``text``, cut behind a word (a Chinese character is one) where it takes more than ``width`` columns."""
+    if _cells(text) <= width:
+        return text
+    ends = list(accumulate(map(_cells, text)))
+    cut = text[: bisect_right(ends, width - 1)]
+    return (re.sub(r"[^\s\u2e80-\uffef]+$", "", cut).rstrip() or cut) + "…"
+
+
+def _cells(text: str) -> int:
+    """Columns of a terminal: two for a wide character."""
+    return len(text) if text.isascii() else sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
 def _summary(result: AuditResult) -> Line:
     summary = result.summary
     line: Line = []
     if summary.targets != 1:
-        line.append((f"{plural(summary.targets, 'target')}: ", "bold"))
-    counts = [
-        (plural(number, word), STYLES.get(word, ""))
-        for number, word in ((summary.error, "error"), (summary.warning, "warning"), (summary.info, "info"))
-        if number
-    ] or [("no findings", "green")]
+        text = ngettext("{} target", "{} targets", summary.targets).format(count(summary.targets))
+        line.append((text + _(": "), "bold"))
+    found = severities(summary.error, summary.warning, summary.info)
+    counts = [(text, STYLES[severity]) for severity, text in found.items()] or [
+        (_("no findings"), "green") if summary.targets else (_("nothing was audited"), "yellow")
+    ]
     if summary.failed:
-        counts.append((f"{summary.failed} not audited", STYLES["error"]))
+        counts.append((_("{} not audited").format(summary.failed), STYLES["error"]))
     if summary.suppressed:
-        counts.append((f"{summary.suppressed} suppressed", "dim"))
-    for index, part in enumerate(counts):
-        line += [(", ", ""), part] if index else [part]
+        counts.append((_("{} suppressed").format(summary.suppressed), "dim"))
+    line += _joined(counts)
     first = next((f.rule for t in result.targets if t.status != "failed" for f in live(t)), None)
     if first:
-        line.append((f". convaudit rule {first} explains a rule", "dim"))
+        line.append((_(". ") + _("{} explains a rule").format(f"convaudit rule {first}"), "dim"))
     return line
 
 

@@ -48,7 +48,7 @@ class ArchitectureMismatch(Rule):
         """One finding for what keeps it from loading, or for its head; one for what does not matter."""
         from convaudit.checkpoints.match import match
 
-        if context.model is None:
+        if context.model is None or not context.file.complete:  # what is not listed may be there
             return
         found, target = match(context.file.tensors, context.model), context.model.target
         evidence = {

@@ -57,9 +57,11 @@ class CodeBearingCheckpoint(Rule):
         for group, severity in groups:
             if group:
                 more = f" and {len(group) - 3} more" if len(group) > 3 else ""
+                packed = group == ["torch.ScriptObject"]  # a state_dict of a quantized LSTM
+                advice = "it is a state_dict already, whose packed weights need torch's own class: save the model before it is quantized to share it"
                 yield context.finding(
                     f"loading runs the code of {', '.join(group[:3])}{more}; fine if you wrote it",
-                    severity=severity, suggestion="save state_dict() to share it", evidence={"globals": group[:100]},
+                    severity=severity, suggestion=advice if packed else "save state_dict() to share it", evidence={"globals": group[:100]},
                 )  # fmt: skip
 
     @classmethod

@@ -87,7 +87,7 @@ class ConvAsLinear(Rule):
         source = main_input(node)
         if conv.transposed or prod(conv.kernel) == 1 or any(low or high for low, high in conv.padding):
             return False
-        return tuple(conv.kernel) == call.inputs[0][2:] and source is not None and not untouched(source)
+        return tuple(conv.kernel) == conv.extent(call.inputs[0]) and source is not None and not untouched(source)
 
     def _becomes_a_map(self, context: Context, node: Node) -> bool:
         """Whether the value grows into a map again: an autoencoder's code, which no pooling can replace."""

@@ -88,10 +88,10 @@ class CostHotspot(Rule):
             return
         # what is paid in weights and work first
         layers = sorted(shares, key=lambda name: (set(shares[name]) == {memory}, -max(shares[name].values())))
-        told = [f"{share:.0%} of the {what}" for what, share in shares[layers[0]].items()]
+        (what, share), *others = shares[layers[0]].items()
         more = f" (and {len(layers) - 1} more such layer{'s' * (len(layers) > 2)})" if len(layers) > 1 else ""
         yield context.finding(
-            f"{layers[0] or 'one layer'} holds {' and '.join(told)}{more}",
+            _first(layers[0] or "one layer", what, share) + "".join(_next(what, share) for what, share in others) + more,
             layers,
             evidence={"shares": {name: shares[name] for name in layers}},
             suggestion="change this layer first",
@@ -150,3 +150,13 @@ class CostHotspot(Rule):
             Example(lambda: nn.Sequential(nn.Conv2d(8, 64, 3), nn.ReLU(), nn.Conv2d(64, 8, 1)), image, "few layers"),
             Example(Repeated, image, "one layer called often"),
         ]
+
+
+def _first(layer: str, what: str, share: float) -> str:
+    if what == "parameters":
+        return f"{layer} holds {share:.0%} of the parameters"
+    return f"{layer} holds {share:.0%} of the MACs" if what == "MACs" else f"{layer} holds {share:.0%} of the peak activation bytes"
+
+
+def _next(what: str, share: float) -> str:
+    return f" and {share:.0%} of the MACs" if what == "MACs" else f" and {share:.0%} of the peak activation bytes"

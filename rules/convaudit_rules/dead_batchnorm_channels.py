@@ -52,7 +52,7 @@ class DeadBatchnormChannels(Rule):
         """One finding for all layers."""
         if context.weights is None:
             return
-        from convaudit.checkpoints.weights import Part, severity_of
+        from convaudit.checkpoints.weights import Part, ranked, severity_of
 
         parts: dict[str, Part] = {}
         still = {}
@@ -71,14 +71,13 @@ class DeadBatchnormChannels(Rule):
             before = layer
         if not parts:
             return
-        most = max(parts, key=lambda name: parts[name].parameters)
+        layers, more = ranked(parts)
+        most = layers[0]
         here, constant = len(parts[most].numbers), still[most]
         why = "their gamma is zero" if not constant else "their input never varies" if constant == here else f"the gamma of {here - constant:,} is zero, the input of {constant:,} never varies"
-        number = sum(len(part.numbers) for part in parts.values())
-        more = f"; {number:,} in {len(parts)} layers" if len(parts) > 1 else ""
         yield context.finding(
-            f"{here:,} of {parts[most].of:,} channels of {most} are constant: {why}{more}",
-            sorted(parts, key=lambda name: -parts[name].parameters),
+            f"constant channels of {most}: {here:,} of {parts[most].of:,}{more}; {why}",
+            layers,
             severity=severity_of(parts.values(), context.file.parameters),
             suggestion="take them out with the filters that make them; what their beta gives moves into the layer behind",
             evidence={"channels": {name: part.numbers[:100] for name, part in parts.items()}, "parameters": sum(part.parameters for part in parts.values())},

@@ -48,7 +48,7 @@ class DeadFilters(Rule):
         """One finding for all layers."""
         if context.weights is None:
             return
-        from convaudit.checkpoints.weights import Part, severity_of
+        from convaudit.checkpoints.weights import Part, ranked, severity_of
 
         parts = {
             name: Part([int(i) for i in filters.dead.nonzero()[0]], len(filters.norms), int(filters.dead.sum()) * filters.fan_in)
@@ -56,28 +56,31 @@ class DeadFilters(Rule):
         }  # fmt: skip
         if not parts:
             return
-        most = max(parts, key=lambda name: parts[name].parameters)
-        number, held = sum(len(part.numbers) for part in parts.values()), sum(part.parameters for part in parts.values())
-        where = f"{len(parts[most].numbers):,} of {parts[most].of:,} filters of {most} are dead"
-        more = f", {number:,} in {len(parts)} layers" if len(parts) > 1 else ""
+        layers, more = ranked(parts)
+        most, held = parts[layers[0]], sum(part.parameters for part in parts.values())
+        pruned = [name for name in layers if context.weights.filters[name].pruned]
+        masked = "; pruned by masks" if len(pruned) == len(layers) else f"; pruned by masks in {len(pruned)} of the layers" if pruned else ""
         yield context.finding(
-            f"{where}{more}: {held / max(context.file.parameters, 1):.1%} of the parameters",
-            sorted(parts, key=lambda name: -parts[name].parameters),
+            f"dead filters of {layers[0]}: {len(most.numbers):,} of {most.of:,}{more}; {held / max(context.file.parameters, 1):.1%} of the parameters{masked}",
+            layers,
             severity=severity_of(parts.values(), context.file.parameters),
-            suggestion="take them out, with the channels they make in the layers behind",
-            evidence={"filters": {name: part.numbers[:100] for name, part in parts.items()}, "parameters": held},
+            suggestion="take them out, with the channels they make in the layers behind" + "; a mask alone saves nothing" * bool(pruned),
+            evidence={"filters": {name: part.numbers[:100] for name, part in parts.items()}, "parameters": held} | ({"pruned": pruned} if pruned else {}),
             changes_state_dict=True,
         )
 
     @classmethod
     def bad_files(cls) -> list[FileExample]:
-        """Half of a layer at zero, and one filter far below the others."""
+        """Half of a layer at zero, under a mask or not, one filter far below the others, one of norm zero."""
         import numpy as np
 
         weight = np.random.default_rng(0).standard_normal((8, 4, 3, 3), np.float32)
         zero, small = weight.copy(), weight.copy()
         zero[4:], small[3] = 0, weight[3] * 1e-7
+        mask, norms = (zero != 0).astype(np.float32), np.array([1, 1, 0, 1, 1, 1, 1, 1], np.float32).reshape(-1, 1, 1, 1)
         return [
+            FileExample(lambda: file_of({"conv.weight_orig": weight, "conv.weight_mask": mask}), "pruned", ".safetensors"),
+            FileExample(lambda: file_of({"conv.weight_g": norms, "conv.weight_v": weight}), "weight norm", ".safetensors"),
             FileExample(lambda: file_of({"conv.weight": zero}), "zero", ".safetensors"),
             FileExample(lambda: file_of({"conv.weight": small}), "small", ".safetensors"),
         ]
@@ -90,7 +93,11 @@ class DeadFilters(Rule):
         weight = np.random.default_rng(0).standard_normal((8, 4, 3, 3), np.float32)
         small, transposed = weight.copy(), weight.copy()
         small[3], transposed[3] = weight[3] * 1e-4, 0
+        tiny, norms = weight.copy(), np.ones((8, 1, 1, 1), np.float32)
+        tiny[3] *= 1e-8
         return [
+            FileExample(lambda: file_of({"conv.weight_g": norms, "conv.weight_v": tiny}), "weight norm gives it its length", ".safetensors"),
+            FileExample(lambda: file_of({"conv.parametrizations.weight.original": tiny}), "an unknown parametrization", ".safetensors"),
             FileExample(lambda: file_of({"conv.weight": 0 * weight}), "zero throughout", ".safetensors"),
             FileExample(lambda: file_of({"conv.weight": small}), "small, not dead", ".safetensors"),
             FileExample(lambda: file_of({"up.weight": transposed, "up.bias": [0] * 4}), "transposed", ".safetensors"),

@@ -57,7 +57,7 @@ class DeadKernelWeights(Rule):
             if conv is None or node in context.gates or conv.padding_mode != "zeros" or not call.inputs:
                 continue
             convs[call.layer] = conv
-            met = live_taps(conv, call.inputs[0][2:], call.outputs[0][2:])
+            met = live_taps(conv, conv.extent(call.inputs[0]), conv.extent(call.outputs[0]))
             known = alive.setdefault(call.layer, [set() for _ in conv.kernel])
             alive[call.layer] = [a | b for a, b in zip(known, met)]
         dead: dict[str, int] = {}
@@ -85,6 +85,7 @@ class DeadKernelWeights(Rule):
 
         return [
             Example(lambda: nn.Sequential(nn.Conv2d(8, 8, 3, padding=1)), ((1, 8, 1, 1),), "3×3 on 1×1"),
+            Example(lambda: nn.Sequential(nn.Conv2d(8, 8, 3, padding=1)), ((8, 1, 1),), "no batch axis"),
             Example(lambda: nn.Sequential(nn.Conv2d(8, 8, 4, 2, 1)), ((1, 8, 2, 2),), "4×4 stride 2 on 2×2"),
             Example(lambda: nn.Sequential(nn.Conv3d(8, 8, 3, padding=1)), ((1, 8, 1, 8, 8),), "one frame"),
             Example(lambda: nn.Sequential(nn.ConvTranspose2d(8, 8, 3, padding=1)), ((1, 8, 1, 1),), "transposed"),
@@ -119,6 +120,7 @@ class DeadKernelWeights(Rule):
 
         return [
             Example(lambda: nn.Sequential(nn.Conv2d(8, 8, 3, padding=1)), ((1, 8, 2, 2),), "3×3 on 2×2"),
+            Example(lambda: nn.Sequential(nn.Conv2d(8, 8, 3, padding=1)), ((8, 2, 2),), "no batch axis"),
             Example(lambda: nn.Sequential(nn.Conv2d(8, 8, 5, padding=2)), ((1, 8, 4, 4),), "5×5 on 4×4"),
             Example(
                 lambda: nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, padding_mode="replicate")),

@@ -75,12 +75,13 @@ class DeploymentBaggage(Rule):
             return
         found = {what: size for what, size in _baggage(file).items() if size}
         total = sum(found.values())
-        if not total or total < options.min_share * file.file_bytes:
+        share = total / file.file_bytes
+        if not total or share < options.min_share:
             return
         parts = ", ".join(f"{what} {_size(size)}" for what, size in sorted(found.items(), key=lambda part: -part[1]))
         left = file.file_bytes - total
         yield context.finding(
-            f"{total / file.file_bytes:.0%} of the file is not needed to run the model: {parts}; without, it weighs {_size(left)} of {_size(file.file_bytes)}",
+            f"{f'{share:.0%}' if share < 0.995 else '>99%'} of the file is not needed to run the model: {parts}; without, it weighs {_size(left)} of {_size(file.file_bytes)}",
             suggestion="; ".join(dict.fromkeys(_ADVICE[what] for what in found)),
             evidence={"bytes": found, "file_bytes": file.file_bytes, "without": left},
         )
@@ -108,8 +109,8 @@ def _baggage(file: Checkpoint) -> dict[str, int]:
     sizes: dict[str | None, int] = {}
     counted: set[object] = set()
     for number, (row, place) in enumerate(zip(file.tensors, file.places)):
-        if row.role in ("parameter", "buffer") and row.dtype == "float64" and number not in file.shared:
-            found["float64"] += (row.bytes or 0) // 2
+        if row.role in ("parameter", "buffer") and row.dtype == "float64":
+            found["float64"] += 4 * file.counted[number]
         if row.role in ("optimizer", "ema") and row.storage not in needed and (row.storage or number) not in counted:
             counted.add(row.storage or number)
             found["optimizer state" if row.role == "optimizer" else "EMA copies"] += place.size if place else row.bytes or 0

@@ -68,7 +68,7 @@ class FixedInputResolution(Rule):
                 behind = [tie for tie in ties if again.failed_at and self._is_next(tie, again.failed_at)]
                 if behind:
                     yield context.finding(
-                        f"runs at {own} only: at {shown} {again.error}",
+                        f"runs at {own} only: at {shown} {again.error.rstrip('.')}",
                         [self._reader(behind[-1])],
                         evidence={"input": list(size), "error": again.error},
                         suggestion="pool adaptively before the flatten",

@@ -126,10 +126,10 @@ class LargeKernel(Rule):
             return False
         if not _fitting(kernel, conv.in_channels, conv.out_channels):
             return False
-        output = call.outputs[0][2:]
+        output = conv.extent(call.outputs[0])
         if conv.patchify or all(n == 1 for n in output) or node in context.outputs:
             return False
-        stack = stack_geometry(conv, call.inputs[0][2:])
+        stack = stack_geometry(conv, conv.extent(call.inputs[0]))
         own = conv.in_channels * conv.out_channels * kernel[0] ** axes
         parameters = sum(i * o for i, o, _ in stack) * 3**axes
         own_macs = own * _area(output)

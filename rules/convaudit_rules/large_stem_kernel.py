@@ -61,7 +61,7 @@ class LargeStemKernel(Rule):
             along = sum(k > 1 for k in conv.kernel)  # a kernel along one axis is no image filter
             warn = set(conv.stride) == {1} and along > 1 and context.is_classifier and macs >= 0.05 * (total or 1)
             count = (max(conv.kernel) - 1) // 2
-            area, per = prod(call.outputs[0][2:]), 3**along
+            area, per = prod(conv.extent(call.outputs[0])), 3**along
             inner = max(1, conv.out_channels // 2)
             widths = [conv.in_channels] + [inner] * (count - 1) + [conv.out_channels]
             stacked = per * sum(a * b for a, b in zip(widths, widths[1:]))

@@ -58,9 +58,10 @@ class NonFiniteWeights(Rule):
                 continue
             first, said = tensors[chosen[0]], found[chosen[0]]
             counts = " and ".join(f"{number:,} {word}" for number, word in ((said.nan, "NaN"), (said.infinite, "infinite")) if number)
-            more = f"; {len(chosen) - 1:,} more {kind}s have such values" if chosen[1:] else ""
+            others = len(chosen) - 1
+            more = f"; and {others:,} more such tensor{'s' * (others > 1)}" if others else ""
             yield context.finding(
-                f"{kind} {first.name} has {counts} of {_elements(first):,} values{more}",
+                f"{kind} {first.name.removeprefix(context.weights.prefix)} has {counts} of {_elements(first):,} values{more}",
                 [context.weights.layer(tensors[index].name) for index in chosen],
                 severity="error" if kind == "parameter" else "info",
                 suggestion="take an earlier checkpoint: a weight that is not finite cannot be repaired" if kind == "parameter" else "",

@@ -46,5 +46,5 @@ class PartialTrace(Rule):
                 f"part of the model could not be followed: {context.graph.problem}",
                 [],
                 severity="error" if context.settings.require_complete else "info",
-                suggestion="audit the part that can be followed with --submodule",
+                suggestion="audit the part that can be followed with --submodule" if context.graph.inputs else "give the input with --input",
             )

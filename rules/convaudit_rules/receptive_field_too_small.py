@@ -69,9 +69,11 @@ class ReceptiveFieldTooSmall(Rule):
         if not last:
             return
         seen = "×".join(str(int(extent)) for extent in field.large)
+        fields = ((conv, context.receptive_fields.get(conv.node)) for conv in reversed(last))
+        largest = max(fields, key=lambda pair: (pair[1] and pair[1].large) or ())[0]
         yield context.finding(
             f"each position of the last map sees {seen} of {'×'.join(map(str, image))} pixels before it is pooled globally",
-            [last[-1].call.layer],
+            [largest.call.layer],
             evidence={"receptive_field": [int(extent) for extent in field.large], "input": list(image)},
             suggestion="another stage behind a stride, or dilation, before the pooling",
         )

@@ -35,7 +35,8 @@ class UnsafePickle(Rule):
     What torch's weights_only loader allows is no finding; plain data is CNV611's, classes are CNV610's. `allow-globals`
     does not lower this rule. That nothing is found means that nothing outside tensors would be imported, no more.
     `functools.partial` of a name that is itself no code (`partial(nn.LayerNorm, eps=1e-6)` in a transformer pickled whole)
-    counts as CNV610: making it calls nothing, and calling it does what calling the name does. A pickle that is held as
+    counts as CNV610: making it calls nothing, and calling it does what calling the name does. So does `getattr` where all it
+    is used for is members of enums of third-party classes, which is how Python 3.11.0 to 3.11.4 pickle them. A pickle that is held as
     bytes is not read by loading the file around it: what code it names is a note; a call that would read it is a finding.
 
     ## References

@@ -104,8 +104,12 @@ def tensor(key: str = "0", elements: int = 2) -> bytes:
     )  # fmt: skip
 
 
-def numpy_array(pickled: bytes) -> bytes:
-    header = b"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }".ljust(117) + b"\n"
+STACKED = text("os") + text("system") + b"\x93" + text("id") + b"\x85R."
+"""A pickle of protocol 4 without its header."""
+
+
+def numpy_array(pickled: bytes, descr: bytes = b"'descr': '|O'") -> bytes:
+    header = b"{" + descr + b", 'fortran_order': False, 'shape': (1,), }\n"
     return b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header + pickled
 
 
@@ -172,6 +176,14 @@ def opcodes() -> Iterator[tuple[str, str, bytes, str]]:
     yield "dotted", "a.pt", b"\x80\x04" + text("torch.serialization") + text("os.system") + b"\x93.", "CNV601"
     yield "computed name", "a.pt", b"\x80\x04" + text("os") + b"K\x01\x85\x93.", "CNV601"
     yield "computed by a call", "a.pt", b"\x80\x04c__main__\nf\n)R" + text("system") + b"\x93.", "CNV601"
+    member = b"c__builtin__\ngetattr\nq\x00c__main__\nA\nq\x01X\x01\x00\x00\x00Bq\x02\x86R"
+    for what, more in (
+        ("of a name in lower case", b"h\x00h\x01X\x01\x00\x00\x00b\x86R"), ("of data", b"h\x00cpathlib\nPath\nh\x02\x86R"), ("called", b")R"),
+        ("of a module", b"h\x00c__main__\na\nh\x02\x86R"), ("of a part of torch", b"h\x00ctorch.nn.modules.conv\nConv2d\nh\x02\x86R"),
+        ("with a default", b"h\x00h\x01h\x02N\x87R"), ("as an argument", b"0c__main__\nA\nh\x00\x85R"), ("as an element", b"0]h\x00a"),
+        ("doubled", b"0c__builtin__\ngetattr\n2h\x01h\x02\x86R"), ("as a state", b"0h\x01)R}h\x02h\x00sb"), ("fetched again", b"c__builtin__\ngetattr\n"),
+    ):
+        yield f"a member of an enum, then getattr {what}", "a.pt", b"\x80\x02" + member + more + b".", "CNV601"
     yield "the result of a call, called", "a.pt", b"c__main__\nf\n)R)R.", "CNV601"
     for code, width in ((b"\x82", 1), (b"\x83", 2), (b"\x84", 4)):
         yield f"extension {width}", "a.pt", b"\x80\x02" + code + b"\x01" * width + b".", "CNV601"
@@ -239,6 +251,8 @@ def archives() -> Iterator[tuple[str, str, bytes, str]]:
     yield "other extension", "a.pt", in_zip(EMPTY, ("a/config.p", b"\x80\x02" + GLOBAL)), "CNV601"
     yield "a pickle that begins after a megabyte of nothing", "a.pt", in_zip(EMPTY, ("a/data/0", b"\x80\x02" + b"N0" * 600_000 + GLOBAL)), "CNV601"
     yield "a deflated pickle in data/0", "a.pt", in_zip(EMPTY, ("a/data/0", b"\x80\x02" + GLOBAL), compress=zipfile.ZIP_DEFLATED), "CNV601"
+    for head in (b"\x89PNG\r\n\x1a\n", b"<!doctype html>", b"%PDF-1.4", b"\x89HDF\r\n\x1a\n", b"GGUF\3\0\0\0"):
+        yield f"an archive behind {head!r}", "a.pt", head + bytes(40) + in_zip(GLOBAL), "CNV601"
     yield "an archive behind a comment", "a.pt", good[:-2] + b"\x05\0PK\5\6x", "CNV602"
     yield "a second archive behind the first", "a.pt", good + in_zip(b"\x80\x02" + GLOBAL), "CNV601"
     yield "compiled code of an exported program", "a.pt2", in_zip(EMPTY, ("m/data/aotinductor/model/x.wrapper.so", b"\x7fELF")), "CNV601"
@@ -257,6 +271,18 @@ def nested() -> Iterator[tuple[str, str, bytes, str]]:
     yield "in an exported program's samples", "a.pt2", in_zip(EMPTY, ("m/archive_format", b"pt2"), ("m/data/sample_inputs/model.pt", in_zip(evil))), "CNV601"
     yield "in an older exported program", "a.pt2", in_zip(EMPTY, ("serialized_state_dict.pt", in_zip(evil)), ("serialized_exported_program.json", b"{}")), "CNV601"
     yield "an archive behind a member's bytes", "a.pt", in_zip(EMPTY, ("a/data/0", bytes(600) + in_zip(evil))), "CNV601"
+    for descr in (b"'descr': 'O'", b"'descr': 'object'", b" " * 600 + b"'descr': '|O'", b"'descr': [('a', '|O')]", b"'descr': '<f4', 'descr': '|O'", b"'descr': '<f4', 'd\\x65scr': '|O'"):
+        array = numpy_array(evil, descr)
+        yield f"an array of {descr.strip().decode()}, {len(descr)} bytes", "a.pt", in_zip(EMPTY, ("a/x.npy", array)), "CNV601"
+        yield f"an archive of arrays of {descr.strip().decode()}, {len(descr)} bytes", "a.npz", in_zip(EMPTY, ("x.npy", array)), "CNV601"
+    yield "an array of objects by itself", "a.npy", numpy_array(evil), "CNV601"
+    for member in ("x.pickle", "x.joblib", "x.DAT", "x.data", "x.p", "x.pk"):
+        yield f"an old pickle, late, in {member}", "a.pt", in_zip(EMPTY, (f"a/{member}", b"N0" * 400 + GLOBAL)), "CNV601"
+    for member in ("x.bin", "data/1", "x"):
+        yield f"a pickle without a header in {member}", "a.pt", in_zip(EMPTY, (f"a/{member}", STACKED)), "CNV601"
+    for packing in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        behind = (("a/in.bin", b"hello" * 200 + in_zip(evil)),)
+        yield f"an archive behind a prefix in a member {packing}", "a.pt", in_zip(EMPTY, *behind, compress=packing), "CNV601"
     yield "an array of objects", "a.pt", in_zip(EMPTY, ("a/x.npy", numpy_array(evil))), "CNV601"
     yield "an array of objects in an archive of arrays", "a.pt", in_zip(EMPTY, ("a/x.npz", in_zip(EMPTY, ("x.npy", numpy_array(evil))))), "CNV601"
     yield "a library two archives deep", "a.pt", in_zip(EMPTY, ("a/m.zip", in_zip(EMPTY, ("x.so", b"\x7fELF")))), "CNV601"
@@ -277,6 +303,8 @@ def nested() -> Iterator[tuple[str, str, bytes, str]]:
 def blow_ups() -> Iterator[tuple[str, str, bytes, str]]:
     laughs = b"\x80\x04]\x94" + b"".join(b"h" + bytes([i]) + b"h" + bytes([i]) + b"\x86\x94" for i in range(250)) + b"."
     yield "billion laughs", "a.pt", laughs, ""
+    shared = b"\x80\x02}q\x00(" + b"K\x01]" * 100_000 + b"u0}(" + b"K\x01h\x00" * 300_000 + b"u."
+    yield "one dict under 300,000 keys", "a.pt", shared, ""
     for name, bad in (
         ("unicode", b"\x8d" + b"\xff" * 8), ("bytes", b"\x8e" + b"\xff" * 7 + b"\x7f"), ("bytearray", b"\x96" + b"\xff" * 8),
         ("long", b"\x8b\xff\xff\xff\x7f"), ("negative long", b"\x8b\xff\xff\xff\xff"), ("frame", b"\x95" + b"\xff" * 8),
@@ -309,6 +337,7 @@ def blow_ups() -> Iterator[tuple[str, str, bytes, str]]:
     yield "20,000 roots", "a.pt", many(20_000, "r%d/data.pkl", EMPTY), "CNV602"
     yield "20,000 traversals", "a.pt", many(20_000, "../r%d/x", EMPTY), "CNV602"
     yield "5,000 archives", "a.pt", many(5_000, "a/%d.zip", in_zip(EMPTY)), "CNV602"
+    yield "650,000 dicts", "a.pkl", b"\x80\x02](" + b"}" * 650_000 + b"e.", ""
     yield "1,000,000 deep key", "a.pt", b"\x80\x04}N" + b"\x85" * 1_000_000 + b"Ns.", ""
 
 
@@ -325,7 +354,8 @@ def safetensors() -> Iterator[tuple[str, str, bytes, str]]:
     ):  # fmt: skip
         yield f"safetensors {name}", "a.safetensors", struct.pack("<Q", len(header)) + header + bytes(data), "CNV602"
     for name, header in (
-        ("of 100 MB", None), ("of lists", b'{"a":[' + b"[]," * 2_600_000 + b"[]]}"), ("of dimensions", b'{"a":{"dtype":"U8","shape":[' + b"9223372036854775807," * 390_000 + b'1],"data_offsets":[0,1]}}'),
+        ("of 100 MB", None), ("of lists", b'{"a":[' + b"[]," * 2_600_000 + b"[]]}"), ("of objects", b'{"a":[' + b'{"":0},' * 1_140_000 + b"0]}"), ("of keys", b"{" + b",".join(b'"%05x":0' % i for i in range(790_000)) + b"}"),
+        ("of dimensions", b'{"a":{"dtype":"U8","shape":[' + b"9223372036854775807," * 390_000 + b'1],"data_offsets":[0,1]}}'),
         ("of one key", b"{" + b",".join([b'"a":1'] * 1_300_000) + b"}"), ("of unknown dtypes", b"{" + b",".join(b'"a%d":{"dtype":"X","shape":[1],"data_offsets":[0,1]}' % i for i in range(90_000)) + b"}"),
         ("of 140,000 tensors", b"{" + b",".join(b'"%d":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}' % i for i in range(140_000)) + b"}"),
         ("of one digit after another", b'{"a":' + b"1" * 7_000_000 + b"}"),
@@ -335,6 +365,13 @@ def safetensors() -> Iterator[tuple[str, str, bytes, str]]:
     header = b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}'
     pickled = b"\x80\x02X\x05\0\0\0\0{aaacos\nsystem\n(S'id'\ntR."
     yield "a pickle that looks like safetensors", "a.safetensors", Sparse(pickled, 0x05580300), "CNV601"
+    yield "an old pickle called safetensors", "a.safetensors", GLOBAL, "CNV601"
+    yield "a pickle without a header, called safetensors", "a.safetensors", STACKED, "CNV601"
+    yield "an archive behind safetensors", "a.safetensors", struct.pack("<Q", len(header)) + header + b"\0" + in_zip(GLOBAL), "CNV601"
+    yield "an archive behind a pickle", "a.pkl", EMPTY + in_zip(GLOBAL), "CNV601"
     yield "an index of a million shards", "m.index.json", b'{"weight_map":{' + b",".join(b'"%d":"%d.x"' % (i, i) for i in range(700_000)) + b"}}", "CNV602"
+    yield "an index of a million lists", "m.index.json", b'{"weight_map":{},"x":[' + b'{"":[]},' * 1_900_000 + b"0]}", ""
+    yield "an index of a million names", "m.index.json", b'{"weight_map":{' + b",".join(b'"%d":""' % i for i in range(1_200_000)) + b"}}", "CNV602"
+    yield "an index of itself", "m.index.json", b'{"weight_map": {"a": "m.index.json", "b": "M.index.json"}}', "CNV602"
     yield "shard outside", "m.index.json", b'{"weight_map": {"a": "../x.safetensors"}}', "CNV602"
     yield "missing shard", "m.index.json", b'{"weight_map": {"a": "x.safetensors"}}', "CNV602"

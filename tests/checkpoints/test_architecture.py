@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -17,21 +20,29 @@ from convaudit.checkpoints.architecture import Architecture, Expected, architect
 from convaudit.checkpoints.audit import audit_file, run_rules
 from convaudit.checkpoints.formats import Checkpoint, read_checkpoint
 from convaudit.checkpoints.match import match
+from convaudit.checkpoints.weights import scan
 from convaudit.engine import audit_model
 from convaudit.result import TargetResult, TensorRow
 from convaudit.settings import AuditSettings
 
+KINDS = {torch.float32: "F32", torch.int64: "I64"}
 SPEAKING = ["CNV101", "CNV103", "CNV104", "CNV201", "CNV301"]
 
 
-def hollow(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same names, shapes and dtypes in a file of no size: every tensor one element, repeated."""
-    return {name: torch.zeros((), dtype=t.dtype).expand(t.shape) for name, t in state.items()}
+def hollow(path: Path, state: Mapping[str, Tensor]) -> None:
+    """A safetensors file of the same names, shapes and dtypes in the same order, whose elements take no room on the disk."""
+    header, at = {}, 0
+    for name, tensor in state.items():
+        header[name] = {"dtype": KINDS[tensor.dtype], "shape": tensor.shape, "data_offsets": [at, at + tensor.nbytes]}
+        at += tensor.nbytes
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text)
+    os.truncate(path, 8 + len(text) + at)
 
 
 def check(path: Path, state: Mapping[str, Tensor], **settings: Any) -> TargetResult:
-    torch.save(hollow(state), path)
-    return audit_file(str(path), AuditSettings(select=SPEAKING, **settings))
+    hollow(path, state)
+    return audit_file(str(path), AuditSettings(select=SPEAKING, weights="never", **settings))
 
 
 def built(target: str) -> targets.BuiltTarget:
@@ -216,9 +227,49 @@ def test_any_shapes_under_any_names(seed: int) -> None:
     for i in range(60):
         name = f"{draw.choice(['', 'module.', 'a.', 'aux.', '9' * 5000 + '.'])}{i // 3}.{draw.choice(leaves)}"
         shape = draw.choice([None, [], [0], [-3], [2**62] * 3, [draw.choice([-1, 0, 1, 3, 16, 64, 2**62]) for _ in range(draw.randrange(7))]])
-        file.count(TensorRow(name, shape, "float32", None, None, draw.choice(["parameter", "buffer", "other"])), (i,))
+        file.add(TensorRow(name, shape, "float32", None, None, draw.choice(["parameter", "buffer", "other"])), None, None)
+    file.count()
     found = architecture_of(file)
 
     assert not [f for f in run_rules(file, "a.pt", AuditSettings(select=SPEAKING), found) if f.rule == "CNV001"]
     assert found.parameters == file.parameters
     assert match(file.tensors, Expected.of("b", {row.name: [1] for row in file.tensors[::2]}))
+
+
+def parametrized(how: str) -> nn.Module:
+    conv = nn.Conv2d(3, 8, 3)
+    from torch.nn.utils import prune
+
+    utils = nn.utils
+    made = {
+        "weight_norm": lambda: utils.weight_norm(conv), "spectral_norm": lambda: utils.spectral_norm(conv),
+        "weight_norm, parametrized": lambda: utils.parametrizations.weight_norm(conv),
+        "spectral_norm, parametrized": lambda: utils.parametrizations.spectral_norm(conv),
+        "pruned": lambda: prune.ln_structured(conv, "weight", 0.5, n=2, dim=0),
+        "bias pruned": lambda: prune.random_unstructured(conv, "bias", 0.5),
+    }[how]()  # fmt: skip
+    return nn.Sequential(made, nn.BatchNorm2d(8))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("how", ["weight_norm", "spectral_norm", "weight_norm, parametrized", "spectral_norm, parametrized", "pruned", "bias pruned"])
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_parametrized_weight_is_one_layer(tmp_path: Path, how: str, alone: bool) -> None:
+    """Of the shape the weight has; what the rules see of its filters is the weight that it makes."""
+    model = parametrized(how)
+    with torch.no_grad():
+        model(torch.rand(1, 3, 8, 8))
+    weight = model[0].weight.detach()
+    torch.save((model[0] if alone else model).state_dict(), tmp_path / "a.pt")
+    file = read_checkpoint(str(tmp_path / "a.pt"))
+    found = architecture_of(file)
+    seen = scan(file, found)
+    filters = next(iter(seen.filters.values()))
+    norms = weight.flatten(1).norm(dim=1).numpy()
+
+    assert [layer.op for layer in found.layers] == ["Conv2d 3×3 3→8", "BatchNorm"][: 1 if alone else 2]
+    assert filters.norms / filters.norms.max() == pytest.approx(norms / norms.max(), rel=1e-5)
+    assert filters.dead.sum() == (4 if how == "pruned" else 0)
+    assert seen.kernels is not None
+    assert np.allclose(seen.kernels / abs(seen.kernels).max(), weight.numpy() / abs(weight.numpy()).max(), atol=1e-6)
+    assert how != "pruned" or found.parameters == sum(p.numel() for p in (model[0] if alone else model).parameters())

@@ -80,10 +80,11 @@ def apart() -> dict[str, Tensor]:
 
 def dtypes() -> dict[str, Tensor]:
     kinds = (
-        torch.bfloat16, torch.float16, torch.float64, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz, torch.float8_e8m0fnu,
-        torch.int8, torch.int16, torch.uint16, torch.uint32, torch.uint64, torch.bool, torch.complex64,
+        "bfloat16", "float16", "float64", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu",
+        "int8", "int16", "uint16", "uint32", "uint64", "bool", "complex64",
     )  # fmt: skip
-    return {str(kind): torch.randint(0, 2, (3, 5)).to(torch.float32).to(kind) for kind in kinds}
+    known = [getattr(torch, kind) for kind in kinds if hasattr(torch, kind)]
+    return {str(kind): torch.randint(0, 2, (3, 5)).to(torch.float32).to(kind) for kind in known}
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -136,6 +137,7 @@ def test_nothing_is_run_or_kept_but_tensors(tmp_path: Path) -> None:
 
 def test_whole_modules_and_wrappers(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    model[0].register_buffer("grid", torch.ones(5), persistent=False)
     torch.save(model, tmp_path / "whole.pt")
     torch.save(nn.DataParallel(model).state_dict(), tmp_path / "parallel.pt")
     for name in ("whole", "parallel"):
@@ -165,6 +167,7 @@ def quantized(layer: nn.Module) -> dict[str, Any]:
         ({"a": (whole := torch.arange(6.0))[:4], "b": whole[2:]}, (), "share elements and are not the same tensor"),
         (quantized(nn.Linear(8, 4)), (), "holds a quantized layer's packed weights"),
         ({"e": torch.ones(1).expand(9_000_000)}, (), "would take 36,000,000 bytes"),
+        ({"a": torch.ones(9).as_strided((1 << 40, 9), (0, 1)), "b": (nine := torch.ones(9)), "c": nine[:1].expand(1 << 40)}, (), "repeat what the file holds once"),
         ({"__metadata__": torch.ones(1)}, (), "keeps that name for itself"),
     ],
 )
@@ -182,6 +185,14 @@ def test_a_key_chooses(tmp_path: Path) -> None:
     for key, size in (("generator", 2), ("discriminator", 3), ("net", 4)):
         assert convert(tmp_path / "a.pt", tmp_path / "a.safetensors", "--key", key, "--force").exit_code == 0
         assert {name: t.numel() for name, t in load_file(tmp_path / "a.safetensors").items()} == {"w": size}
+
+
+def test_a_tensor_without_a_name_is_given_one(tmp_path: Path) -> None:
+    torch.save(nn.Parameter(torch.arange(3.0)), tmp_path / "a.pt")
+    done = convert(tmp_path / "a.pt", tmp_path / "a.safetensors")
+
+    assert "a tensor without a name is written as 'tensor'" in done.output
+    assert same(load_file(tmp_path / "a.safetensors"), {"tensor": torch.arange(3.0)})
 
 
 def test_files_are_not_overwritten_nor_mistaken(tmp_path: Path) -> None:

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from checkpoints.malicious import GLOBAL, STACKED, in_zip, numpy_array
 from safetensors.torch import save_file
 
 
-def check(folder: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
+def cli(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        [sys.executable, "-m", "convaudit", "check", *arguments, "--format", "json"], cwd=folder, capture_output=True, text=True, check=False,
+        [sys.executable, "-m", "convaudit", "check", *arguments], cwd=folder, capture_output=True, text=True, check=False,
         env={**os.environ, "CONVAUDIT_CACHE_DIR": str(folder.parent / "kept")},
     )  # fmt: skip
     assert "Traceback" not in done.stderr
+    return done
+
+
+def check(folder: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
+    done = cli(folder, *arguments, "--format", "json")
     return done.returncode, json.loads(done.stdout)
 
 
@@ -52,3 +61,177 @@ def test_each_checkpoint_once(folder: Path) -> None:
         "03.pt": ["CNV602"], "05.pt": ["CNV601"], "sharded/model.safetensors.index.json": ["CNV602"], "broken.index.json": ["CNV001"],
     }  # fmt: skip
     assert not (folder / "ran").exists()
+
+
+FOUND = {
+    "pointer.safetensors": ("other", "Git LFS pointer", "(git lfs pull)"), "error.bin": ("other", "an HTML page"), "empty.pt": ("other", "an empty file"),
+    "vocab.bin": ("other", "no checkpoint"), "pipe.pt": ("other", "no regular file"), "weights.tar.gz": ("other", "a gzip file: unpack it"),
+    "gone.pt": ("link", "a link to nowhere.pt, which is not there"), "hosts.pt": ("link", "out of the folder, to /etc/hosts", "no checkpoint"),
+    "out.pt": ("link", "out of the folder", "audited"), "up": ("link", "a link to a folder"), "convaudit.toml": ("settings", "not obeyed"),
+    "modeling_x.py": ("code", "not run", "--allow-code"), "conftest.py": ("code", "not run"), "node_modules": ("folder", "not looked into"),
+}  # fmt: skip
+
+
+def downloaded(made: Path) -> Path:
+    made.mkdir()
+    torch.save({"w": torch.ones(3)}, made / "good.pt")
+    torch.save({"w": torch.ones(3)}, made.parent / "out.pt")
+    for name, data in (("pointer.safetensors", "version https://git-lfs.github.com/spec/v1\n"), ("error.bin", "<!DOCTYPE html>"), ("empty.pt", ""),
+                       ("vocab.bin", "words"), ("convaudit.toml", ""), ("pyproject.toml", "[project]\n"), ("modeling_x.py", ""), ("conftest.py", "")):  # fmt: skip
+        (made / name).write_text(data)
+    (made / "weights.tar.gz").write_bytes(b"\x1f\x8b\x08")
+    for name, place in (("gone.pt", "nowhere.pt"), ("hosts.pt", "/etc/hosts"), ("out.pt", made.parent / "out.pt"), ("up", "..")):
+        (made / name).symlink_to(place)
+    os.mkfifo(made / "pipe.pt")
+    (made / "node_modules").mkdir()
+    return made
+
+
+def test_each_oddity_is_named_in_every_report(tmp_path: Path) -> None:
+    downloaded(tmp_path / "download")
+    (tmp_path / "here").mkdir()
+    code, result = check(tmp_path / "here", "../download", "-o", "a.md", "-o", "a.html", "-o", "a.json")
+    notes = {Path(note["path"]).name: (note["kind"], note["message"]) for note in result["notes"]}
+    text = cli(tmp_path / "here", "../download").stdout
+
+    assert code == 0
+    assert {Path(t["target"]).name for t in result["targets"]} == {"good.pt", "out.pt"}
+    assert notes.keys() == FOUND.keys()
+    for name, (kind, *said) in FOUND.items():
+        assert notes[name][0] == kind
+        assert all(word in notes[name][1] for word in said)
+    for report in (text, (tmp_path / "here" / "a.md").read_text(), (tmp_path / "here" / "a.html").read_text()):
+        assert all(name in report for name in FOUND)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_what_cannot_be_read_is_a_2(tmp_path: Path) -> None:
+    made = downloaded(tmp_path / "download")
+    (made / "good.pt").chmod(0)
+    code, result = check(made, ".")
+
+    assert code == 2
+    assert [n["path"] for n in result["notes"] if n["kind"] == "unreadable"] == ["good.pt"]
+
+
+def test_many_oddities_of_a_kind_are_counted(tmp_path: Path) -> None:
+    for i in range(9):
+        (tmp_path / f"{i}.bin").write_text("<html>")
+    done = cli(tmp_path, ".")
+
+    assert done.returncode == 0
+    assert done.stdout.count("an HTML page") == 6  # and one for the rest
+    assert "and 4 more: an HTML page" in done.stdout
+    assert "nothing was audited" in done.stdout
+
+
+def test_a_linked_folder_is_followed_where_it_is_named(tmp_path: Path) -> None:
+    (downloaded(tmp_path / "download") / "round").symlink_to(tmp_path / "download")
+    (tmp_path / "named").symlink_to(tmp_path / "download")
+    targets = {t["target"] for t in check(tmp_path, "named/")[1]["targets"]}
+
+    assert targets == {"named/good.pt", "named/out.pt"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are Unicode")
+def test_a_name_that_is_not_utf_8_is_spelled_out(tmp_path: Path) -> None:
+    odd = tmp_path / os.fsdecode(b"\xff")
+    odd.mkdir()
+    (odd / "net.py").write_text("from torch import nn\nclass Net(nn.Sequential):\n    def __init__(self): super().__init__(nn.Conv2d(3, 8, 3))\n")
+    torch.save({"w": torch.full((2,), float("nan"))}, odd / os.fsdecode(b"\xfe.pt"))
+    torch.save({"w": torch.ones(2)}, tmp_path / "good.pt")
+    for name in ("text", "html", "markdown", "csv", "sarif", "junit", "github", "gitlab"):
+        done = cli(tmp_path, str(odd / os.fsdecode(b"\xfe.pt")), "good.pt", "--format", name)
+        assert (done.returncode, r"\udcfe.pt" in done.stdout.replace(r"\\u", r"\u")) == (1, True), (name, done)
+    code, result = check(tmp_path, ".", "--allow-code", "--input", "1,3,8,8", "--write-baseline", "b.json")
+    assert code == 0
+    assert {t["target"]: (t["status"], len(t["findings"])) for t in result["targets"]} == {
+        "good.pt": ("ok", 0), r"\udcff/\udcfe.pt": ("ok", 1), r"\udcff/net.py:Net": ("ok", 0),
+    }  # fmt: skip
+    assert check(tmp_path, ".", "--allow-code", "--input", "1,3,8,8", "--baseline", "b.json")[0] == 0
+
+
+def test_the_checksum_is_shown(folder: Path) -> None:
+    import hashlib
+
+    digest = hashlib.sha256((folder / "00.pt").read_bytes()).hexdigest()
+    shown = cli(folder, "00.pt", "--sha256", "-o", "../a.md", "-o", "../a.html").stdout
+
+    assert f"sha256 {digest}" in shown
+    assert all(digest in (folder.parent / name).read_text() for name in ("a.md", "a.html"))
+
+
+def test_code_of_a_repository_within_this_one_is_not_run(tmp_path: Path) -> None:
+    net = "import torch.nn as nn\nopen({!r}, 'w')\nclass Net(nn.Sequential):\n    def __init__(self): super().__init__(nn.Conv2d(3, 8, 3))\n"
+    for place in ("own", "cloned/deep"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "net.py").write_text(net.format(str(tmp_path / f"{place[:3]} ran")))
+    torch.save({"w": torch.ones(2)}, tmp_path / "cloned/a.pt")
+    for repository in (tmp_path, tmp_path / "cloned"):
+        subprocess.run(["git", "init", "-q", repository], check=True)
+
+    for word, targets in ((".", ["cloned/a.pt", "own/net.py:Net"]), ("cloned", ["cloned/a.pt"]), ("cloned/deep", [])):
+        _, result = check(tmp_path, word)
+        assert [t["target"] for t in result["targets"]] == targets
+        assert [n["path"] for n in result["notes"] if n["kind"] == "code"] == ["cloned/deep/net.py"]
+    assert not (tmp_path / "clo ran").exists()
+    check(tmp_path, "cloned/deep", "--allow-code")
+    assert (tmp_path / "clo ran").exists()
+
+
+HOSTILE = {
+    **dict.fromkeys(("evil", "evil.PT", "evil.dat", "evil.joblib", "evil.npz", "evil.txt", "evil.zip", "evil.mar", "evil.weights"), in_zip(GLOBAL)),
+    **dict.fromkeys(("old.pickle", "old.sav"), GLOBAL), **dict.fromkeys(("stacked.dat", "stacked.joblib"), STACKED), "objects.npy": numpy_array(GLOBAL),
+}  # fmt: skip
+
+
+def honest(folder: Path) -> None:
+    """Files of an ordinary repository, some of which begin as pickles do."""
+    folder.mkdir()
+    np.savez(folder / "a.npz", w=np.ones(3), n=np.array(["a"]))
+    np.save(folder / "a.npy", np.ones(3))
+    for name in ("book.docx", "a.jar", "a.whl", "data.zip"):
+        with zipfile.ZipFile(folder / name, "w", zipfile.ZIP_DEFLATED) as archive:
+            for member, data in (("models/a.py", "import os"), ("lib.so", b"\x7fELF"), ("x.data", bytes(9)), ("models/cos.txt", "cos\nsin\n")):
+                archive.writestr(f"a/{member}", data)
+    for name, data in (("words.txt", b"cos\nsin\ntan\n"), ("more", b"import\nlist\n"), ("story", b"(the end)"), ("noise.dat", b"\x80\x02\xff" * 300),
+                       ("log", b"Vanilla\n."), ("cached.pickle", pickle.dumps([1, {"a": 2}])), ("empty", b"")):  # fmt: skip
+        (folder / name).write_bytes(data)
+
+
+@pytest.mark.parametrize("foreign", [False, True])
+def test_a_hostile_file_is_found_whatever_it_is_called(tmp_path: Path, foreign: bool) -> None:
+    honest(tmp_path / "files")
+    for name, data in HOSTILE.items():
+        (tmp_path / "files" / name).write_bytes(data)
+    (tmp_path / "here").mkdir()
+    code, result = check(tmp_path / "here" if foreign else tmp_path / "files", "../files" if foreign else ".")
+
+    assert code == 1
+    assert {Path(t["target"]).name: {f["rule"] for f in t["findings"]} for t in result["targets"]} == {name: {"CNV601"} for name in HOSTILE}
+    assert {Path(note["path"]).name for note in result["notes"]} == ({"a.npz", "data.zip"} if foreign else set())
+
+
+def test_an_archive_that_is_no_checkpoint_is_none(tmp_path: Path) -> None:
+    honest(tmp_path / "files")
+    done = cli(tmp_path, "files/a.npz", "files/data.zip")
+
+    assert done.returncode == 2
+    assert all(said in done.stdout + done.stderr for said in ("a NumPy archive", "a zip archive without a pickle"))
+
+
+def test_code_beside_checkpoints_runs_where_git_tracks_it(tmp_path: Path) -> None:
+    (tmp_path / "nets" / "deep").mkdir(parents=True)
+    net = "import torch.nn as nn\nclass {}(nn.Sequential):\n    def __init__(self): super().__init__(nn.Conv2d(3, 8, 3))\n"
+    for place, name in (("own.py", "Own"), ("nets/kept.py", "Kept"), ("nets/came.py", "Came")):
+        (tmp_path / place).write_text(net.format(name))
+    torch.save({"w": torch.ones(2)}, tmp_path / "nets/deep/a.pt")
+
+    def audited(word: str) -> list[str]:
+        return [t["target"] for t in check(tmp_path, word)[1]["targets"] if t["kind"] == "model"]
+
+    assert (audited("."), audited("nets")) == (["own.py:Own"], [])
+    subprocess.run("git init -q . && git add nets/kept.py", shell=True, cwd=tmp_path, check=True)
+    assert (audited("."), audited("nets")) == (["own.py:Own", "nets/kept.py:Kept"], ["nets/kept.py:Kept"])
+    (tmp_path / "nets/deep/a.pt").unlink()
+    assert audited("nets") == ["nets/came.py:Came", "nets/kept.py:Kept"]

@@ -224,8 +224,6 @@ def test_a_downloaded_folder(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert targets == {"evil.pt": ["CNV601"], "good.safetensors": []}
     assert not (tmp_path / "ran").exists()
-    assert "3 of its files with a checkpoint's suffix are none" in done.stderr
-    assert "4 Python files are not executed" in done.stderr
     for name, said in (("pointer.safetensors", "Git LFS pointer"), ("error.bin", "HTML page")):
         assert said in str(audit_file(str(folder / name), AuditSettings()).error)
 
@@ -237,3 +235,10 @@ def test_settings_beside_a_checkpoint_are_not_obeyed(tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
 
     assert Resolver().of("download/evil.pt") == Resolver().of(".")
+
+
+def test_settings_cannot_hide_code_without_a_word(tmp_path: Path) -> None:
+    (tmp_path / "a.pt").write_bytes(b"cos\nsystem\n(S'id'\ntR.")
+    result = audit_file(str(tmp_path / "a.pt"), AuditSettings(ignore=["CNV6"]))
+    [note] = [note for note in result.notes if "CNV601" in note]
+    assert "names code that loading would run" in note

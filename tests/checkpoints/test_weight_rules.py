@@ -38,10 +38,11 @@ NORM = {"bn.bias": torch.zeros(40), "bn.running_mean": torch.zeros(40), "bn.num_
 
 @pytest.mark.parametrize(("tensors", "severity", "words"), [
     ({"a.weight": holed(torch.ones(9), NAN, 1, 2)}, "error", "a.weight has 2 NaN of 9"),
+    ({"module.a.weight": torch.full((9,), NAN)}, "error", "parameter a.weight has 9 NaN"),  # as the layer is named
     ({"a.weight": holed(torch.zeros(9), INF, 1)[None]}, "info", "a.weight has 1 infinite of 9"),  # a mask
     ({"a.weight": torch.full((9,), -INF)}, "error", "9 infinite"),
     ({"attn_mask": torch.triu(torch.full((4, 4), -INF), 1)}, "info", "6 infinite of 16"),
-    ({"a.min_val": torch.tensor(INF), "a.max_val": torch.tensor(-INF)}, "info", "1 more buffers"),
+    ({"a.min_val": torch.tensor(INF), "a.max_val": torch.tensor(-INF)}, "info", "and 1 more such tensor"),
     ({"bn.running_mean": holed(torch.ones(4), NAN, 0)}, "info", "1 NaN"),
     ({"model": {"a.weight": torch.ones(3)}, "optimizer": {"state": {0: torch.full((3,), NAN)}}}, None, ""),
 ])  # fmt: skip
@@ -94,8 +95,8 @@ def test_duplicate_filters_of_a_first_layer_that_reads_grey(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(("gamma", "variance", "words", "severity"), [
-    (holed(torch.ones(40), 1e-7, 3), torch.ones(40), "1 of 40 channels of bn are constant: their gamma is zero", "info"),
-    (holed(torch.ones(40), 0, 3, 4, 5), torch.ones(40), "3 of 40 channels", "warning"),
+    (holed(torch.ones(40), 1e-7, 3), torch.ones(40), "constant channels of bn: 1 of 40; their gamma is zero", "info"),
+    (holed(torch.ones(40), 0, 3, 4, 5), torch.ones(40), "bn: 3 of 40", "warning"),
     (holed(torch.ones(40), 0, 3), holed(torch.ones(40), 1e-11, 3, 4), "the gamma of 1 is zero, the input of 1 never varies", "warning"),
     (torch.ones(40), holed(torch.ones(40), 0, 4), "their input never varies", "info"),
     (torch.zeros(40), torch.ones(40), "", None),
@@ -148,6 +149,12 @@ def test_storages(tmp_path: Path, tensors: Any, what: dict[str, int] | None) -> 
     findings = found(tmp_path, tensors, select=["CNV608"], weights="never")
 
     assert [f.evidence["bytes"] for f in findings] == ([what] if what else [])
+
+
+def test_a_file_is_never_baggage_as_a_whole(tmp_path: Path) -> None:
+    finding = found(tmp_path, {"a.weight": normal(2000, 2000)[:1]}, select=["CNV608"], weights="never")[0]
+
+    assert finding.message.startswith(">99% of the file")
 
 
 def test_a_storage_that_no_tensor_is_in(tmp_path: Path) -> None:

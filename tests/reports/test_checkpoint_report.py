@@ -52,6 +52,15 @@ def test_kernels_are_drawn_with_their_figures(page) -> None:  # type: ignore[no-
     assert "not finite" in kernels.nth(4).inner_text()
 
 
+def test_key_figures_fill_their_strip(page) -> None:  # type: ignore[no-untyped-def]
+    for width in (1440, 768, 360):
+        page.set_viewport_size({"width": width, "height": 740})
+        gaps = page.locator("dl.figures").evaluate(
+            "strip => { const right = e => e.getBoundingClientRect().right; return right(strip) - right(strip.lastElementChild) }"
+        )
+        assert gaps < 2, width
+
+
 def test_what_the_pickle_would_import_comes_worst_first(page) -> None:  # type: ignore[no-untyped-def]
     first = page.locator("section[id$=checkpoint] table").nth(1).locator("tbody tr").first
 

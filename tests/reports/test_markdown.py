@@ -67,6 +67,7 @@ def test_plain_sentences_stay_sentences() -> None:
     )
 
     assert markdown.prose(said) == said.replace("“small”", "`“small”`").replace("—", "`—`")
+    assert markdown.prose("or for torch.save(model.state_dict()), (or f_(x)).") == "or for `torch.save(model.state_dict())`, (or `f_(x)`)."
     assert markdown.prose("a `b` (my_net.py:3)") == "a `` `b` `` (`my_net.py:3`)"
 
 
@@ -98,6 +99,25 @@ def test_the_first_findings_are_the_worst_of_all_targets(make) -> None:
     assert [(f.rule, markdown._figures.saved_parameters(f)) for _, f, _ in markdown.worth_changing(several)] == [
         ("CNV002", 0), ("CNV102", 9), ("CNV101", 7),
     ]  # fmt: skip
+
+
+def test_the_worst_targets_are_shown_where_not_all_fit(make) -> None:
+    rows = [make.row(f"features.{at}.conv", "Conv2d", "conv", [1, 8, 8, 8], 9, 9) for at in range(40)]
+    calm = [make.target(f"calm{at}", layers=rows, findings=[]) for at in range(60)]
+    page = markdown.render(make.result(*calm, make.target("grave"), make.failed("lost")))
+
+    assert "other targets are left out here" in page
+    for name in ("grave", "lost"):
+        assert f"<details><summary><code>{name}</code>" in page
+
+
+def test_a_failed_target_claims_neither_counts_nor_alternatives(make) -> None:
+    page = markdown.render(make.result(make.failed("lost")))
+
+    assert "## convaudit: 1 error; could not be audited\n" in page
+    assert "counts are for" not in page
+    plain = [make.finding("CNV301", "info", ["features.0"])]
+    assert "with alternatives" not in markdown.render(make.result(make.target(findings=plain)))
 
 
 def test_a_checkpoint_says_what_it_holds_and_what_it_would_import(make) -> None:
@@ -148,6 +168,31 @@ def test_a_name_is_text_in_a_diff(make, name: str, host) -> None:
     assert not page.attributes
     assert not REFERENCE.search(page.text), REFERENCE.search(page.text)
     assert all(len(set(rows)) == 1 for rows in page.tables)
+
+
+def test_one_of_a_kind_is_not_all_of_them(make) -> None:
+    one = make.row("conv", "Conv2d", "conv", [1, 8, 8, 8], 9, 9)
+
+    assert "<summary>1 layer row</summary>" in markdown.render(make.result(make.target(layers=[one])))
+    assert "<summary>All 8 layer rows</summary>" in markdown.render(make.result(make.target()))
+
+
+def test_a_new_finding_of_a_diff_says_what_following_it_saves(make) -> None:
+    old, new = make.result(make.target(findings=[])), make.result(make.target())
+    out = _diff.markdown(compare(Side("old", None, None), old, Side("new", None, None), new))
+
+    assert "  - Instead: global average pooling, then Linear(128, 512): parameters 1,193,642 → 274,250 (**−77.0%**)" in out
+
+
+@pytest.mark.parametrize(("status", "uncounted", "bounds"), [("ok", [], ""), ("ok", ["op"], "macs"), ("partial", [], "macs, activations")])
+def test_lower_bounds_are_marked(make, status: str, uncounted: list[str], bounds: str) -> None:
+    part = make.target(status=status)
+    part.totals.uncounted_ops = uncounted
+    single, several = markdown.render(make.result(part)), markdown.render(make.result(part, make.target()))
+
+    for figure, where in (("6.66M MACs", several), ("6.66M |", single)):
+        assert (f"≥ {figure}" in where) is ("macs" in bounds)
+    assert (single.count("≥ 262 kB"), several.count("≥ 262 kB")) == ((1, 2) if "activations" in bounds else (0, 0))
 
 
 def test_no_home_folder_in_a_message(make) -> None:

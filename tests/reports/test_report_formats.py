@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import jsonschema
+import msgspec
 import pytest
 
 import convaudit
@@ -56,6 +57,22 @@ def test_text_groups_by_layer_and_marks_inferred_inputs(make) -> None:
     assert "CNV201" not in out
     assert "1 suppressed" in out
     assert out.count("convaudit rule") == 1
+
+
+def test_what_another_fix_answers_keeps_its_message(make) -> None:
+    wide, dead = (make.finding(rule, "warning", ["head"], suggestion=rule.lower()) for rule in ("CNV101", "CNV404"))
+
+    assert "also CNV404 a Linear reads a flattened 128×4×4 map; cnv404\n" in text.render(make.result(make.target(findings=[wide, dead])))
+
+
+@pytest.mark.parametrize(
+    ("layer", "message", "said"),
+    [("conv", "7×7 convolution 3→8", "conv: 7×7 conv"), ("3", "3 stacked 3×3", "3: 3 stacked"), ("fc", "fc and fc2 are one", " fc and"), ("0", "0 holds 62%", " 0 holds")],
+)
+def test_text_names_the_layer_once(make, layer: str, message: str, said: str) -> None:
+    [line] = [line for line in text.render(make.result(make.target(findings=[make.finding("CNV201", "warning", [layer], message=message)]))).splitlines() if message in line]
+    assert f" warning {said.strip()}" in line
+    assert line.count(f"{layer}: ") == said.count(":")
 
 
 def test_text_stops_at_25_lines_and_counts_the_rest(make) -> None:
@@ -108,6 +125,7 @@ def test_plain_text_imports_neither_rich_nor_jinja_nor_torch() -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.skipif(msgspec.__version__ < "0.20", reason="it orders alternatives in another way")
 def test_schema_is_up_to_date() -> None:
     again = "write convaudit_reports.json.schema_text() to the schema's file"
     assert SCHEMA.read_text(encoding="utf-8") == json_format.schema_text(), again
@@ -191,3 +209,13 @@ def test_changes() -> None:
 )
 def test_a_change_too_small_to_show_is_no_zero(after: int, said: str) -> None:
     assert _figures.change(10_000, after) == said
+
+
+def test_json_holds_nothing_that_a_terminal_obeys(make) -> None:
+    """The values are the same."""
+    name = "a\x7f\x9b31m\u202egpj\u2028\U000e0001卷积"
+    out = json_format.render(make.result(make.target(name)))
+
+    assert not set(name[:-2]) - set("a31mgpj") & set(out)
+    assert "卷积" in out
+    assert json.loads(out)["targets"][0]["target"] == name

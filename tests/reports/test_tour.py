@@ -124,6 +124,18 @@ def test_equivariance(tour: Tour) -> None:
     assert all(shifts[key].largest > 0.01 for key in shifts.keys() - inside - everywhere)
 
 
+def test_what_stays_the_same_is_not_called_equivariant(pages: dict[str, str]) -> None:
+    words = ("stays the same: invariant", "moves along: equivariant", "moves along, away from the border", "neither")
+    rows = [row for row in re.findall(r"<tr>(.*?)</tr>", pages["en"], re.DOTALL) if any(f">{word}<" in row for word in words)]
+    said = {re.sub("<.*?>", "", row.split("</th>")[0]): next(word for word in words if f">{word}<" in row) for row in rows}
+
+    assert len(rows) == 13
+    assert said["convolution, then global average pooling"] == words[0]
+    assert said["3×3 convolution, circular padding"] == words[1]
+    assert said["3×3 convolution, zero padding"] == words[2]
+    assert said["BasicCNN with its flattened Linear"] == said["a Linear on the flattened image"] == words[3]
+
+
 def test_algorithms_agree(tour: Tour) -> None:
     assert max(tour.measured.algorithms.values()) < EXACT
     cheapest = {key: min((a["multiplications"], name) for name, a in cost["algorithms"].items() if a)[1] for key, cost in figures.algorithms().items()}
@@ -142,7 +154,7 @@ def test_both_languages_try_the_same_and_the_commands_work(pages: dict[str, str]
 
 def test_no_english_is_left_in_the_chinese_page(pages: dict[str, str]) -> None:
     body = re.sub(r"<(style|pre|code)\b.*?</\1>", "", pages["zh"], flags=re.DOTALL)
-    text = re.sub(r"failed on input .*?\]\.|convaudit", "", text_of(body))
+    text = re.sub(r"运行失败：.*?\]\.|convaudit", "", text_of(body))
 
     assert re.findall(r"(?<![\w:])[a-z]{3,} [a-z]{3,}(?: [a-z]+)*", text) == []
 
@@ -154,12 +166,25 @@ def test_the_page_is_written_without_torch() -> None:
 
 
 def test_demo_writes_the_tour_beside_its_reports(tmp_path: Path) -> None:
-    outcome = CliRunner().invoke(cli, ["demo", "--output-dir", str(tmp_path), "--lang", "zh"])
+    outcome = CliRunner().invoke(cli, ["demo", "--output-dir", str(tmp_path), "--lang", "zh", "-o", str(tmp_path / "a.sarif")])
 
     assert outcome.exit_code == 0, outcome.output
     assert f"wrote {tmp_path / 'tour.html'}" in outcome.output
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.json", "report.md", "tour.html"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.sarif", "report.html", "report.json", "report.md", "tour.html"]
     assert 'lang="zh-CN"' in (tmp_path / "tour.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("options", "said"), [
+    (["-o", "a.pdf"], "-o a.pdf: the format comes from the suffix"),
+    (["-o", "none/a.md"], "-o none/a.md: no such directory none"),
+    (["--output-dir", "file"], "--output-dir file: cannot be made: File exists"),
+])  # fmt: skip
+def test_demo_says_what_it_cannot_write_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], said: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("")
+    outcome = CliRunner().invoke(cli, ["demo", *options])
+
+    assert (outcome.exit_code, said in outcome.output, "wrote" in outcome.output) == (2, True, False)
 
 
 @pytest.mark.skipif(not CHROMIUM.exists(), reason="needs /usr/bin/chromium")

@@ -156,3 +156,17 @@ def test_frames_of_a_clip_have_a_receptive_field() -> None:
     [found] = findings(Frames(), torch.empty(2, 3, 4, 64, 64, device="meta"), "CNV205")
 
     assert "3×3 of 64×64" in found.message
+
+
+def test_the_layer_that_sees_the_most_is_named() -> None:
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.short = nn.Conv2d(3, 8, 5, padding=2), nn.Conv2d(3, 8, 1)
+            self.pool, self.head = nn.AdaptiveAvgPool2d(1), nn.Linear(8, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.pool((self.body(x) + self.short(x)).relu()).flatten(1))
+
+    [found] = findings(Residual(), torch.empty(2, 3, 64, 64, device="meta"), "CNV205")
+    assert (found.layers, found.evidence["receptive_field"]) == (["body"], [5, 5])

@@ -11,28 +11,39 @@ import re
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeGuard, get_args, get_type_hints
 
 from babel.messages.catalog import Catalog
 from babel.messages.extract import extract_from_dir
 from babel.messages.mofile import write_mo
 from babel.messages.pofile import read_po, write_po
 
+from convaudit.checkpoints.tensors import Role
+from convaudit.checkpoints.tiers import TIERS
+from convaudit.ops import KIND
+from convaudit.result import TargetFailure
 from convaudit.settings import LANGUAGES
-from convaudit_reports._language import RULE
+from convaudit_reports._language import DOC, PIECE, RULE, SENTENCE
 
 ROOT = Path(__file__).parents[2]
 LOCALE = ROOT / "reports/convaudit_reports/locale"
+SPEAKING = ("tracer", "symbolic", "targets", "inputs", "worker", "folders", "selection", "checkpoints/**")
 METHODS = [
     ("reports/convaudit_reports/**.py", "python"),
     ("reports/convaudit_reports/templates/**.j2", "jinja2.ext:babel_extract"),
     ("rules/convaudit_rules/**.py", f"{__name__}:rule_messages"),
+    ("convaudit/explain.py", "python"),
     ("convaudit/engine.py", f"{__name__}:rule_messages"),
+    *((f"convaudit/{name}.py", f"{__name__}:note_messages") for name in SPEAKING),
 ]
 OPTIONS = {METHODS[1][0]: {"trimmed": "true", "newstyle_gettext": "true", "silent": "false"}}
 UNDATED = datetime(2026, 1, 1, tzinfo=timezone.utc)
 """Stands in the headers, so that the files change only where a text does."""
 _HOLDERS = (ast.ClassDef, ast.FunctionDef, ast.Assign)
+NOTES = re.compile(r"(\b|_)(notes?|problems?|broken|how|short|message|where|branch|unfollowed|DataDependent|TargetError|PickleProblem|OTHERS|PACKED)$")
+"""Where a trace or a file keeps what is to be said of it."""
+PARTS = ("wanted", "_where", "_reason", "_geometry", "content", "refusal")
+"""Functions that give a part of it."""
 EXAMPLES = ("bad", "good", "bad_files", "good_files")
 
 
@@ -41,6 +52,11 @@ def sources() -> Catalog:
     found = Catalog(project="convaudit", creation_date=UNDATED)
     for name, _, text, comments, context in extract_from_dir(ROOT, METHODS, OPTIONS):
         found.add(text, locations=[(name, 0)], auto_comments=comments, context=context)
+    steps = get_args(get_type_hints(TargetFailure)["step"])
+    for word in dict.fromkeys((*KIND.values(), "module", *get_args(Role), *TIERS, *steps, "unbounded")):
+        found.add(word)
+    for text in ("parameters", "parameter", "buffer", "{0} NaN", "{0} infinite"):  # values that messages are filled with
+        found.add(text, context=RULE)
     return found
 
 
@@ -58,16 +74,50 @@ def compiled(catalogue: Catalog) -> bytes:
 
 
 def rule_messages(file: BinaryIO, _keywords: Any, _tags: Any, options: Any) -> Iterator[tuple[int, str, Any, list[str]]]:
-    """Titles of rules and the sentences of their checks, f-strings with numbered placeholders (a Babel extractor)."""
+    """Titles and documentation of rules, and the sentences of their checks, f-strings with numbered placeholders (a Babel
+    extractor)."""
     tree = ast.parse(file.read())
     for text in dict.fromkeys(_texts(tree)):
         yield 0, "pgettext", (RULE, text), []
+    for node in tree.body:
+        if _is_rule(node):
+            for text in _documentation(ast.get_docstring(node) or ""):
+                yield 0, "pgettext", (DOC, text), []
+
+
+def note_messages(file: BinaryIO, _keywords: Any, _tags: Any, options: Any) -> Iterator[tuple[int, str, Any, list[str]]]:
+    """The notes that tracing, building and reading give, in the form of rules' sentences (a Babel extractor)."""
+    for node in ast.walk(ast.parse(file.read())):
+        if isinstance(node, ast.Call):
+            holder = ast.unparse(node.func).removesuffix(".append").removesuffix(".insert")
+            said = node.args if NOTES.search(holder) else [k.value for k in node.keywords if NOTES.search(k.arg or "")]
+        elif isinstance(node, (ast.Assign, ast.AugAssign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            said = [node.value] if any(NOTES.search(ast.unparse(target)) for target in targets) else []
+        elif isinstance(node, ast.FunctionDef) and node.name in PARTS:
+            said = [node]
+        else:
+            continue
+        for text in dict.fromkeys(text for part in said for text in _texts(part)):
+            yield 0, "pgettext", (RULE, text), []
+
+
+def _is_rule(node: ast.AST) -> TypeGuard[ast.ClassDef]:
+    return isinstance(node, ast.ClassDef) and any(ast.unparse(base) == "Rule" for base in node.bases)
+
+
+def _documentation(text: str) -> Iterator[str]:
+    """What of a rule's documentation is translated: all but the titles of the works it refers to."""
+    for piece in PIECE.finditer(text.partition("\n")[2].partition("## References")[0] + "## References"):
+        words = piece[2] or " ".join(piece[0].split())
+        if (piece[1] or "").isspace() <= bool(SENTENCE.search(words)):
+            yield words
 
 
 def _texts(node: ast.AST) -> Iterator[str]:
     if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
         title = ast.get_docstring(node)
-        if isinstance(node, ast.ClassDef) and title and any(ast.unparse(base) == "Rule" for base in node.bases):
+        if title and _is_rule(node):
             yield title.partition("\n")[0]
         if isinstance(node, ast.FunctionDef):
             children = [] if node.name in EXAMPLES else node.body[bool(title) :]

@@ -1,0 +1,131 @@
+"""What a folder holds: checkpoints, Python files, and what is worth a word. Nothing in it is run or obeyed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from convaudit.checkpoints.formats import SUFFIXES, shards_of, sniff, sniff_any
+from convaudit.discovery import SKIPPED
+from convaudit.result import FolderNote, NoteKind
+
+_Look = Callable[[str], tuple[str | None, str | None]]
+_OTHERS = (".onnx", ".h5", ".hdf5", ".keras", ".gguf", ".tflite", ".pb", ".joblib", ".nemo", ".mar", ".distcp", ".npz", ".zip", ".tar.gz", ".tgz")
+"""Suffixes of what models of other tools come in."""
+_NEVER = (
+    ".py .pyi .pyc .ipynb .json .jsonl .md .rst .html .css .js .ts .svg .yaml .yml .toml .csv .c .h .cc .cpp .cu .java .go .rs .sh .so "
+    ".dll .dylib .png .jpg .jpeg .gif .webp .bmp .tif .tiff .ico .mp3 .mp4 .wav .woff .woff2 .ttf"
+).split()  # fmt: skip
+"""Suffixes of files that nobody loads as a checkpoint."""
+_SETTINGS = ("convaudit.toml", "pyproject.toml")
+
+
+@dataclass
+class Folder:
+    """Paths as they are shown, relative to the working directory, in the order of the folder."""
+
+    checkpoints: list[str] = field(default_factory=list)
+    sources: list[Path] = field(default_factory=list)
+    """Python files."""
+    notes: list[FolderNote] = field(default_factory=list)
+    lost: bool = False
+    """Something in it cannot be read."""
+
+    def note(self, path: str, kind: NoteKind, message: str) -> None:
+        """Add a note."""
+        self.notes.append(FolderNote(os.path.relpath(path), kind, message))
+        self.lost = self.lost or kind == "unreadable"
+
+
+def read_folder(top: Path, *, foreign: bool, allow_code: bool) -> Folder:
+    """Look through a folder. Of a ``foreign`` one (outside the working directory's repository), and of a repository within it,
+    Python files that are not run, settings and folders that are passed over are noted as well.
+
+    A link is followed where it is the folder itself, or leads to a file; links to folders are noted, so there is no loop.
+    """
+    found, shards = Folder(), set[Path]()
+    root = os.path.realpath(top)
+    paths = []
+    for path, strange in _walked(top, found, foreign):
+        if path.endswith(".index.json"):
+            shards.update(shards_of(Path(path)))
+        paths.append((path, strange))
+    for path, strange in paths:
+        name = os.path.basename(path)
+        lower = name.lower()
+        if path.endswith(".py"):
+            if allow_code or not strange:
+                found.sources.append(Path(path))
+            else:
+                found.note(path, "code", "a Python file, not run: it lies outside this repository (--allow-code runs its models)")
+        elif lower.endswith(SUFFIXES):
+            if Path(path) not in shards:  # these are audited with their index
+                _offer(path, root, found)
+        elif strange and name in _SETTINGS and (name == _SETTINGS[0] or _mentions_convaudit(path)):
+            found.note(path, "settings", "settings for convaudit, not obeyed: they lie outside this repository")
+        elif not is_never(path) and Path(path) not in shards:
+            _offer(path, root, found, look=sniff_any, quiet=not (strange and lower.endswith(_OTHERS)))
+    return found
+
+
+def is_never(path: str) -> bool:
+    """Whether a file's suffix is one that nobody loads as a checkpoint, whatever the file begins with."""
+    return os.path.splitext(path)[1].lower() in _NEVER
+
+
+def _walked(top: Path, found: Folder, foreign: bool) -> Iterator[tuple[str, bool]]:
+    """Each file, and whether it is another repository's."""
+    others: set[str] = set()
+
+    def refused(error: OSError) -> None:
+        found.note(str(error.filename), "unreadable", f"cannot be read: {error.strerror}")
+
+    for folder, folders, files in os.walk(top, onerror=refused):
+        strange = foreign or os.path.dirname(folder) in others or (folder != str(top) and ".git" in (*folders, *files))
+        if strange:
+            others.add(folder)
+        for name in sorted(folders):
+            path = os.path.join(folder, name)
+            if name in SKIPPED:
+                if strange and name != ".git":
+                    found.note(path, "folder", "not looked into: name it to audit it")
+            elif os.path.islink(path):
+                found.note(path, "link", f"a link to a folder, {os.path.realpath(path)}, which is not followed: name it to audit it")
+        folders[:] = sorted(name for name in folders if name not in SKIPPED)
+        yield from ((os.path.join(folder, name), strange) for name in sorted(files))
+
+
+def _offer(path: str, root: str, found: Folder, *, look: _Look = sniff, quiet: bool = False) -> None:
+    """Take a file where ``look`` finds a checkpoint; else a note, unless ``quiet``."""
+    real = os.path.realpath(path) if os.path.islink(path) else ""
+    if not os.path.isfile(path):
+        if quiet:
+            return
+        if real and not os.path.exists(path):
+            found.note(path, "link", f"a link to {os.readlink(path)}, which is not there")
+        else:
+            found.note(path, "other", "no regular file")
+        return
+    try:
+        kind, other = look(path)
+    except OSError as error:
+        found.note(path, "other" if quiet else "unreadable", f"cannot be read: {error.strerror}")
+        return
+    if kind is not None:
+        found.checkpoints.append(os.path.relpath(path))
+    elif quiet:
+        return
+    if real and not Path(real).is_relative_to(root):
+        found.note(path, "link", f"a link out of the folder, to {real}: {other or 'audited as it is there'}")
+    elif kind is None:
+        found.note(path, "other", other or "")
+
+
+def _mentions_convaudit(path: str) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return b"tool.convaudit" in file.read(1 << 20)
+    except OSError:
+        return False
