@@ -84,7 +84,7 @@ def cli() -> None:
 @click.option("--no-source", is_flag=True, help="No line of source code in the html report.")
 def check(
     targets: tuple[str, ...], format_name: str, outputs: tuple[Path, ...], template: Path | None, exit_zero: bool, quiet: bool, show_what: str | None, lang: str, no_source: bool,
-    jobs: int | None, statistics: bool, show_settings: bool, show_globals: bool, changed: bool, allow_code: bool, add_ignore: bool, **options: Any,
+    jobs: int, statistics: bool, show_settings: bool, show_globals: bool, changed: bool, allow_code: bool, add_ignore: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Audit models (model.py:Net, model.py, a folder, package.module:factory, timm:NAME, torchvision:NAME) and checkpoints.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -12,12 +11,12 @@ from torch.nn.parameter import is_lazy
 
 from convaudit.errors import TargetError, UsageError, message_of
 from convaudit.result import InputInfo
+from convaudit.settings import INPUT_FORM, read_input
 
 if TYPE_CHECKING:
     from convaudit.graph import LayerGraph
 
 Source = Literal["option", "config", "model", "inferred"]
-_SPEC = re.compile(r"(?:(?P<name>[A-Za-z_]\w*):)?(?P<shape>\(\)|\d+(?:,\d+)*)(?::(?P<dtype>[a-z]+[a-z0-9]*))?")
 _SIZES = (224, 32, 28, 64, 96, 112, 128, 48, 256, 299, 331, 384, 448, 512, 16)
 _ODD_SIZES = (24, 20, 36, 40, 56, 60, 72, 80, 84, 100, 120, 144, 150, 160, 180, 192, 200, 227, 240, 288, 300, 320, 400, 416, 480, 600, 640)
 """Tried where a Linear refused the first of the usual sizes: one of them may be what it was made for."""
@@ -25,9 +24,9 @@ _ODD_SIZES = (24, 20, 36, 40, 56, 60, 72, 80, 84, 100, 120, 144, 150, 160, 180, 
 
 def parse_input(spec: str) -> tuple[str | None, tuple[int, ...], str]:
     """(name, shape, dtype) of ``[NAME:]SHAPE[:DTYPE]``. Raises :class:`UsageError` for anything else."""
-    match = _SPEC.fullmatch(spec.replace(" ", ""))
+    match = read_input(spec)
     if match is None:
-        raise UsageError(f"--input {spec!r} is not [NAME:]SHAPE[:DTYPE], such as 1,3,224,224 or mask:1,1,224,224:bool")
+        raise UsageError(f"--input {spec!r} is not {INPUT_FORM}")
     dtype = {"long": "int64", "int": "int32", "float": "float32", "half": "float16", "double": "float64"}.get(
         match["dtype"] or "float32", match["dtype"] or "float32"
     )

@@ -35,6 +35,11 @@ def relative_path(path: str) -> str:
     return (os.path.relpath(path, root) if path.startswith(root + os.sep) else path).replace(os.sep, "/")
 
 
+def as_utf8(text: str) -> str:
+    """The text with what UTF-8 cannot hold (bytes of a file name, half a surrogate pair) spelled out: ``\\udcff``."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 FILES = (".py", ".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".pt2", ".pkl", ".th", ".tar", ".index.json")
 """Suffixes of targets that are files."""
 
@@ -60,4 +65,4 @@ def target_key(target: str) -> str:
         return target
     folder, base = os.path.split(place)
     real = os.path.realpath(place) if place.endswith(".py") else os.path.join(os.path.realpath(folder), base)
-    return (relative_path(real) + colon + name).encode("utf-8", "backslashreplace").decode("utf-8")
+    return as_utf8(relative_path(real) + colon + name)

@@ -125,10 +125,10 @@ class Worker:
 
 
 class Pool:
-    """Up to ``jobs`` workers, one unless stated: each takes the memory that torch does."""
+    """Up to ``jobs`` workers."""
 
-    def __init__(self, jobs: int | None = None) -> None:
-        self.jobs = jobs or 1
+    def __init__(self, jobs: int = 1) -> None:
+        self.jobs = max(1, jobs)
         self._lost_at_import: dict[str, TargetFailure] = {}
         """Modules whose import cost a worker: the other targets in them have no better prospects."""
         self._workers: list[Worker] = []

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import msgspec
 
 from convaudit import __version__
-from convaudit.paths import target_key
+from convaudit.paths import as_utf8, target_key
 
 Severity = Literal["error", "warning", "info"]
 SEVERITIES: tuple[Severity, ...] = ("info", "warning", "error")  # least first
@@ -349,7 +349,7 @@ def encoded(record: msgspec.Struct) -> bytes:
 
 def _spelled(value: Any) -> Any:
     if isinstance(value, str):
-        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+        return as_utf8(value)
     if isinstance(value, dict):
         return {_spelled(key): _spelled(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -119,8 +119,9 @@ def _configured(settings: AuditSettings) -> list[str]:
 
 def _folder(folder: Path, found: Selection, *, foreign: bool, allow_code: bool, named: bool) -> list[tuple[Path, str]]:
     held = read_folder(folder, foreign=foreign, allow_code=allow_code)
-    for path in [] if allow_code else _doubtful(held):
-        held.sources.remove(path)
+    doubtful = set() if allow_code else _doubtful(held)
+    held.sources = [path for path in held.sources if path not in doubtful]
+    for path in sorted(doubtful):
         held.note(str(path), "code", "a Python file, not run: checkpoints lie beside it and git does not track it (--allow-code runs its models)")
     found.notes += held.notes
     found.lost = found.lost or held.lost
@@ -133,13 +134,13 @@ def _folder(folder: Path, found: Selection, *, foreign: bool, allow_code: bool, 
     return [(path, os.path.relpath(path)) for path in held.sources if not is_test(path)]
 
 
-def _doubtful(held: Folder) -> list[Path]:
+def _doubtful(held: Folder) -> set[Path]:
     """Python files that may have come with checkpoints: in the same subfolder of the working directory, and not tracked by git."""
     placed = [(path, Path(os.path.relpath(path)).parts) for path in held.sources]
     beside = {parts[0] for parts in (Path(checkpoint).parts for checkpoint in held.checkpoints) if len(parts) > 1}
     found = [path for path, parts in placed if len(parts) > 1 and parts[0] in beside]
     known = tracked(Path(repository_root(os.getcwd()))) if found else set()
-    return [path for path in found if os.path.realpath(path) not in known]
+    return {path for path in found if os.path.realpath(path) not in known}
 
 
 def _offer(path: Path, shown: str, found: Selection) -> None:

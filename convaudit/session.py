@@ -20,7 +20,7 @@ from convaudit.errors import UsageError
 from convaudit.paths import target_key
 from convaudit.pool import Answer, Pool
 from convaudit.result import AuditResult, TargetFailure, TargetResult, assemble, failed_target
-from convaudit.settings import CONVENTIONS, INPUT_FORM, Resolver, at_least, is_input
+from convaudit.settings import CONVENTIONS, INPUT_FORM, Resolver, at_least, read_input
 
 if TYPE_CHECKING:
     from convaudit.checkpoints.architecture import Expected
@@ -53,7 +53,7 @@ def audit_options(command: F) -> F:
             "--flop-convention", type=click.Choice(CONVENTIONS),
             help="FLOPs of a multiply-accumulate: one (fvcore), or two.  [default: fvcore]",
         ),
-        click.option("--jobs", type=click.IntRange(1), help="Worker processes that audit models.  [default: 1]"),
+        click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Worker processes that audit models."),
         click.option(
             "--timeout",
             type=click.FloatRange(0, min_open=True),
@@ -113,7 +113,7 @@ class Run:
 
     def __init__(self, targets: list[str], settings: Resolver, options: dict[str, Any]) -> None:
         for spec in options.get("inputs") or ():
-            if not is_input(spec):
+            if read_input(spec) is None:
                 raise UsageError(f"--input {spec!r} is not {INPUT_FORM}")
         if options.get("write_baseline") and options.get("prune_baseline"):
             raise UsageError("--write-baseline and --prune-baseline exclude each other")

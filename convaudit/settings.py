@@ -39,9 +39,11 @@ def at_least(fail_on: str) -> tuple[Severity, ...]:
     return tuple(severity for index, severity in enumerate(SEVERITIES) if fail_on in SEVERITIES[: index + 1])
 
 
-def is_input(spec: str) -> bool:
-    """Whether a text has the form of ``--input``."""
-    return bool(re.fullmatch(r"(?:[A-Za-z_]\w*:)?(?:\(\)|0*[1-9]\d*(?:,0*[1-9]\d*)*)(?::[a-z][a-z0-9]*)?", spec.replace(" ", "")))
+def read_input(spec: str) -> re.Match[str] | None:
+    """The parts of a text in the form of ``--input``: name, shape, dtype; None for any other text."""
+    return re.fullmatch(
+        r"(?:(?P<name>[A-Za-z_]\w*):)?(?P<shape>\(\)|0*[1-9]\d*(?:,0*[1-9]\d*)*)(?::(?P<dtype>[a-z][a-z0-9]*))?", spec.replace(" ", "")
+    )
 
 
 def _check_input(value: Any, where: str) -> None:
@@ -50,7 +52,7 @@ def _check_input(value: Any, where: str) -> None:
     if not isinstance(specs, list) or not specs or not all(isinstance(spec, str) for spec in specs):
         raise SettingsError(f"{where}: input must be a string, a list of strings or a table of strings, not {value!r}")
     for spec in specs:
-        if not is_input(spec):
+        if read_input(spec) is None:
             raise SettingsError(f"{where}: input {spec!r} is not {INPUT_FORM}")
 
 

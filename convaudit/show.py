@@ -25,7 +25,7 @@ _TITLES = {"macs": "MACs", "flops": "FLOPs", "activation-bytes": "activation byt
 @click.option("--sort", type=click.Choice(NUMBERS), help="Largest first, in place of execution order.")
 @click.option("--columns", metavar="NAMES", help=f"Comma-separated, of {', '.join(COLUMNS)}.")
 @click.option("--batch", type=click.IntRange(1), help="Batch size of the example input.")
-def show(target: str, depth: int | None, sort: str | None, columns: str | None, jobs: int | None, **options: Any) -> None:
+def show(target: str, depth: int | None, sort: str | None, columns: str | None, jobs: int, **options: Any) -> None:
     """Print the layer table of one model."""
     chosen = tuple(columns.split(",")) if columns else _DEFAULT
     for column in chosen:

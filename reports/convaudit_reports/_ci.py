@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from convaudit.paths import relative_path, repository_root
+from convaudit.paths import as_utf8, relative_path, repository_root
 from convaudit.result import AuditResult, Finding, TargetFailure, TargetResult
 from convaudit_reports._figures import clean, layers_of, live, one_line, saved_parameters, shorten, steps
 
@@ -41,11 +41,11 @@ def place_of(target: TargetResult, finding: Finding) -> Place:
     elsewhere = ""
     if location is not None:
         if _in_repository(location.path, own):
-            return Place(_text(location.path), max(1, location.line), True)
+            return Place(as_utf8(location.path), max(1, location.line), True)
         elsewhere = f"{clean(location.path)}:{location.line}"
     if own is None:
-        return Place(_text(target.target) or "(model)", None, False, elsewhere)
-    return Place(_text(own), None, not _outside(own), elsewhere)
+        return Place(as_utf8(target.target) or "(model)", None, False, elsewhere)
+    return Place(as_utf8(own), None, not _outside(own), elsewhere)
 
 
 def _own_file(target: TargetResult) -> str | None:
@@ -75,11 +75,6 @@ def _in_repository(path: str, own: str | None) -> bool:
     if os.path.isfile(os.path.join(root, path)):
         return True
     return own is not None and not os.path.isfile(os.path.join(root, own))
-
-
-def _text(path: str) -> str:
-    """``path`` with bytes that are no UTF-8 written as escapes."""
-    return path.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def ranked(result: AuditResult, *severities: str) -> list[tuple[TargetResult, Finding]]:

@@ -20,6 +20,7 @@ import msgspec
 
 from convaudit.child import command
 from convaudit.errors import ReportError
+from convaudit.paths import as_utf8
 from convaudit.result import AuditResult, Saving, TargetResult
 from convaudit_reports import _figures, markdown
 from convaudit_reports import json as json_format
@@ -147,7 +148,7 @@ def _rendered(path: Path, escape: bool, result: dict[str, Any]) -> str:
         size += len(piece)
         if size > CHARACTERS:
             raise ReportError(f"more than {CHARACTERS:,} characters")
-    return "".join(pieces).encode("utf-8", "backslashreplace").decode("utf-8")
+    return as_utf8("".join(pieces))
 
 
 def _problem(path: Path, error: Exception) -> str:
