@@ -23,14 +23,13 @@ from convaudit.session import (
     Run,
     audit_options,
     name_broken_plugins,
-    say,
     settings_of,
-    spelled,
     unbuilt,
     without_unbuilt,
 )
 from convaudit.settings import FAIL_ON, LANGUAGES, Resolver
 from convaudit.show import show
+from convaudit.terminal import say, spelled
 
 
 class _Group(click.Group):
@@ -84,7 +83,7 @@ def cli() -> None:
 @click.option("--no-source", is_flag=True, help="No line of source code in the html report.")
 def check(
     targets: tuple[str, ...], format_name: str, outputs: tuple[Path, ...], template: Path | None, exit_zero: bool, quiet: bool, show_what: str | None, lang: str, no_source: bool,
-    jobs: int, statistics: bool, show_settings: bool, show_globals: bool, changed: bool, allow_code: bool, add_ignore: bool, **options: Any,
+    jobs: int | None, statistics: bool, show_settings: bool, show_globals: bool, changed: bool, allow_code: bool, add_ignore: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Audit models (model.py:Net, model.py, a folder, package.module:factory, timm:NAME, torchvision:NAME) and checkpoints.
 
@@ -105,14 +104,14 @@ def check(
     for line in selection.lines:
         say(line)
     try:
-        run = Run(selection.targets, settings, {**options, "jobs": jobs})
+        run = Run(selection.targets, settings, options)
         with Pool(jobs) as pool:
             if not run.complete:
                 pool.start()
             writers, report = output.chosen(outputs, format_name, template)
             for path in outputs:
                 output.check_writable(path)
-            if not run.complete:
+            if run.files or not run.complete:
                 name_broken_plugins()
             result = run.results(pool)
     except KeyboardInterrupt:

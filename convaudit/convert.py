@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from convaudit.errors import UsageError
-from convaudit.session import say
+from convaudit.terminal import say
 
 
 @click.command()

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from convaudit.errors import UsageError
-from convaudit.session import audit_options, say
+from convaudit.session import audit_options
 from convaudit.settings import FAIL_ON
+from convaudit.terminal import say
 
 if TYPE_CHECKING:
     from convaudit.comparison import Diff, Limit
@@ -35,7 +36,7 @@ _SUFFIXES = {".txt": "text", ".md": "markdown", ".json": "json"}
 @click.option("--fail-on", "fail_on", type=click.Choice(FAIL_ON), default="never", show_default=True, help="Exit 1 for findings of this severity that OLD does not have.")
 def diff(
     old: str, new: str | None, format_name: str, outputs: tuple[Path, ...], show_all: bool, limits: tuple[str, ...], fail_on: str,
-    jobs: int, **options: Any,
+    jobs: int | None, **options: Any,
 ) -> None:  # fmt: skip
     """What changed from OLD to NEW: figures, layers, findings, keys of the state_dict, tensors of checkpoints.
 

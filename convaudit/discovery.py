@@ -8,12 +8,13 @@ needs arguments gives way to the functions that make it, or else to the classes 
 from __future__ import annotations
 
 import ast
+import errno
 import functools
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -91,10 +92,15 @@ class Project:
     """The Python files of a repository (or of a folder outside one), parsed when first needed.
 
     ``audited``: those whose models are audited in this run; only they take a model with them as a part of theirs.
+    ``within``: where ``root`` is no repository, only these folders and what lies beside these files is looked at: ``root`` may
+    be a whole disk. Modules that they import are found from ``root`` all the same.
     """
 
-    def __init__(self, root: Path, audited: Callable[[Path], bool] = lambda path: not is_test(path)) -> None:
+    def __init__(
+        self, root: Path, audited: Callable[[Path], bool] = lambda path: not is_test(path), within: Sequence[Path] | None = None
+    ) -> None:
         self.root, self.audited = root.resolve(), audited
+        self._within = [self.root] if within is None else within
         self._parsed: dict[Path, SourceFile | None] = {}
         self._resolved: dict[tuple[Path, str], Name | str | None] = {}
         self._imported: dict[tuple[Path, int, str, str | None], tuple[Path | None, str]] = {}
@@ -104,7 +110,12 @@ class Project:
     @functools.cached_property
     def files(self) -> list[Path]:
         """Every .py file that git knows or does not ignore; without git, every one outside the usual folders."""
-        return [self.root / name for name in _listed(self.root) if name.endswith(".py")]
+        listed = _git_files(self.root, "-co", "--exclude-standard", "--deduplicate")
+        if listed is None:
+            paths = [path for place in self._within for path in _around(place)]
+        else:
+            paths = [self.root / name for name in listed if name.endswith(".py")]
+        return [path for path in dict.fromkeys(paths) if path.is_file()]
 
     @functools.cached_property
     def _texts(self) -> dict[Path, bytes]:
@@ -436,11 +447,6 @@ def tracked(root: Path) -> set[str]:
     return {os.path.realpath(root / name) for name in _git_files(root, "-c") or ()}
 
 
-def _listed(root: Path) -> list[str]:
-    found = _git_files(root, "-co", "--exclude-standard", "--deduplicate")
-    return _walked(root) if found is None else found
-
-
 def _git_files(root: Path, *options: str) -> list[str] | None:
     """What ``git ls-files`` names, sorted; None where there is no git, or it is not its repository."""
     if not (root / ".git").exists():
@@ -452,16 +458,25 @@ def _git_files(root: Path, *options: str) -> list[str] | None:
     return sorted(os.fsdecode(name) for name in done.stdout.split(b"\0") if name)
 
 
-def _walked(root: Path) -> list[str]:
-    found = []
-    for folder, folders, files in os.walk(root):
-        folders[:] = sorted(f for f in folders if f not in SKIPPED)
-        found += [os.path.relpath(os.path.join(folder, name), root) for name in sorted(files)]
-    return found
+def _around(place: Path) -> Iterator[Path]:
+    """The .py files of a folder; of a file those beside it, and, in a package, those of the package and beside it."""
+    if place.is_dir():
+        for folder, folders, files in os.walk(place):
+            folders[:] = sorted(f for f in folders if f not in SKIPPED)
+            yield from (Path(folder, name) for name in sorted(files) if name.endswith(".py"))
+        return
+    above, package = place.parent, None
+    while (above / "__init__.py").is_file() and above != above.parent:
+        above, package = above.parent, above
+    yield from sorted(above.glob("*.py"))
+    if package is not None:
+        yield from _around(package)
 
 
 def _read(path: Path) -> SourceFile:
     source = SourceFile(path)
+    if path.exists() and not path.is_file():  # a pipe would wait for a writer
+        raise OSError(errno.EINVAL, "no regular file", str(path))
     data = path.read_bytes()
     for node in _statements(ast.parse(data, str(path)).body):
         if isinstance(node, ast.Import):

@@ -11,7 +11,7 @@ from convaudit.checkpoints.formats import SUFFIXES, shards_of, sniff, sniff_any
 from convaudit.discovery import SKIPPED
 from convaudit.result import FolderNote, NoteKind
 
-_Look = Callable[[str], tuple[str | None, str | None]]
+Look = Callable[[str], tuple[str | None, str | None]]
 _OTHERS = (".onnx", ".h5", ".hdf5", ".keras", ".gguf", ".tflite", ".pb", ".joblib", ".nemo", ".mar", ".distcp", ".npz", ".zip", ".tar.gz", ".tgz")
 """Suffixes of what models of other tools come in."""
 _NEVER = (
@@ -49,30 +49,31 @@ def read_folder(top: Path, *, foreign: bool, allow_code: bool) -> Folder:
     root = os.path.realpath(top)
     paths = []
     for path, strange in _walked(top, found, foreign):
-        if path.endswith(".index.json"):
+        if path.endswith(".index.json") and os.path.isfile(path):
             shards.update(shards_of(Path(path)))
         paths.append((path, strange))
     for path, strange in paths:
         name = os.path.basename(path)
-        lower = name.lower()
         if path.endswith(".py"):
-            if allow_code or not strange:
+            if not os.path.isfile(path):
+                _offer(path, root, found, sniff, quiet=False)
+            elif allow_code or not strange:
                 found.sources.append(Path(path))
             else:
                 found.note(path, "code", "a Python file, not run: it lies outside this repository (--allow-code runs its models)")
-        elif lower.endswith(SUFFIXES):
-            if Path(path) not in shards:  # these are audited with their index
-                _offer(path, root, found)
-        elif strange and name in _SETTINGS and (name == _SETTINGS[0] or _mentions_convaudit(path)):
+        elif strange and name in _SETTINGS and (name == _SETTINGS[0] or (os.path.isfile(path) and _mentions_convaudit(path))):
             found.note(path, "settings", "settings for convaudit, not obeyed: they lie outside this repository")
-        elif not is_never(path) and Path(path) not in shards:
-            _offer(path, root, found, look=sniff_any, quiet=not (strange and lower.endswith(_OTHERS)))
+        elif (look := look_at(path)) is not None and Path(path) not in shards:  # these are audited with their index
+            _offer(path, root, found, look, quiet=look is sniff_any and not (strange and path.lower().endswith(_OTHERS)))
     return found
 
 
-def is_never(path: str) -> bool:
-    """Whether a file's suffix is one that nobody loads as a checkpoint, whatever the file begins with."""
-    return os.path.splitext(path)[1].lower() in _NEVER
+def look_at(path: str) -> Look | None:
+    """What tells whether a file is a checkpoint: :func:`sniff` by its suffix, :func:`sniff_any` where any file may be one, None
+    for a suffix that nobody loads as a checkpoint."""
+    if path.lower().endswith(SUFFIXES):
+        return sniff
+    return None if os.path.splitext(path)[1].lower() in _NEVER else sniff_any
 
 
 def _walked(top: Path, found: Folder, foreign: bool) -> Iterator[tuple[str, bool]]:
@@ -97,7 +98,7 @@ def _walked(top: Path, found: Folder, foreign: bool) -> Iterator[tuple[str, bool
         yield from ((os.path.join(folder, name), strange) for name in sorted(files))
 
 
-def _offer(path: str, root: str, found: Folder, *, look: _Look = sniff, quiet: bool = False) -> None:
+def _offer(path: str, root: str, found: Folder, look: Look, *, quiet: bool) -> None:
     """Take a file where ``look`` finds a checkpoint; else a note, unless ``quiet``."""
     real = os.path.realpath(path) if os.path.islink(path) else ""
     if not os.path.isfile(path):

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import queue
+import re
 import select
 import signal
 import subprocess
@@ -38,55 +39,67 @@ _ANSWERS = msgspec.json.Decoder(Answer)
 """Made here, once: two threads that first decode one type at the same time crash msgspec 0.22."""
 IMPORTED = b"imported"
 """What a worker says between the import of a target's module and the rest of its audit."""
+_STEPS = {
+    "import": ("in the import", "; the import may loop"), "read": ("while it was read", " while it was read"),
+    "trace": ("in the constructor or the forward", "; the constructor or the forward may loop"),
+}  # fmt: skip
+"""Where a worker died, and what is said of one that does not answer."""
+_AMOUNTS = re.compile(rb"(\d{1,18}) (\d{1,18})")
+"""How many bytes of a file a worker has read, and of how many."""
+Heard = Callable[[str, int, int], None]
+"""Told a target, the bytes of it that are read, and all that will be."""
 _START_LIMIT = 120.0  # seconds that a worker may take to import torch
 
 
 class Worker:
-    """One child process that audits targets."""
+    """One child process that audits targets: models, or, with ``heard``, checkpoints (without torch, in one thread)."""
 
-    def __init__(self) -> None:
-        self.ready = False
+    def __init__(self, heard: Heard | None = None) -> None:
+        self.ready, self.heard = False, heard
         try:
             self.process = subprocess.Popen(
-                command("convaudit.worker"),
+                command("convaudit.checkpoints.worker" if heard else "convaudit.worker"),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 start_new_session=True,
-                env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+                env={"OPENBLAS_NUM_THREADS": "1", **os.environ} if heard else {**os.environ, "CUDA_VISIBLE_DEVICES": ""},
             )
         except OSError as error:
             raise ConvauditError(f"a worker process cannot be started: {error.strerror}: {sys.executable}") from error
         self._buffer = b""
 
     def ask(self, request: dict[str, Any], timeout: float) -> Answer:
-        """The answer for one target; a dead or hung worker gives a failed one (the worker is then gone)."""
-        target = request["target"]
+        """The answer for one target; a dead or hung worker gives a failed one (the worker is then gone). One that says how
+        much of a file it has read does not hang."""
+        target, step = request["target"], "read" if self.heard else "import"
         if not self.ready and (said := self._line(_START_LIMIT)) != b"ready":
             why = said.decode(errors="replace") if said else "its worker did not start"
-            return self._lost(
-                target,
-                f"{target}: a model target needs PyTorch ({why}); pip install torch, or see pytorch.org",
-                "import",
-            )
+            lost = self._lost(target, f"{target}: a model target needs PyTorch ({why}); pip install torch, or see pytorch.org", step)
+            lost.incomplete = self.heard is not None  # the file can be read without this process
+            return lost
         self.ready = True
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(json.dumps(request).encode() + b"\n")
             self.process.stdin.flush()
         except BrokenPipeError:
-            return self._lost(target, "the worker died before the target was read", "trace")
+            return self._lost(target, "the worker died before the target was read", "read" if self.heard else "trace")
         deadline = time.monotonic() + timeout
-        line = self._line(timeout)
-        at_import = line != IMPORTED
-        if not at_import:
-            line = self._line(deadline - time.monotonic())
+        while (line := self._line(deadline - time.monotonic())) is not None:
+            if line == IMPORTED and step == "import":
+                step = "trace"
+            elif self.heard and (amounts := _AMOUNTS.fullmatch(line)):
+                self.heard(target, int(amounts[1]), int(amounts[2]))
+                deadline = time.monotonic() + timeout
+            else:
+                break
         if line is None:
-            step, what = ("import", "the import") if at_import else ("trace", "the constructor or the forward")
+            where, loops = _STEPS[step]
             if self.process.poll() is None:
-                return self._lost(target, f"{target}: no answer within {timeout:g} s (--timeout); {what} may loop", step)
+                return self._lost(target, f"{target}: no answer within {timeout:g} s (--timeout){loops}", step)
             code = self.process.returncode
             how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
-            return self._lost(target, f"{target}: its process died with {how} in {what}", step)
+            return self._lost(target, f"{target}: its process died with {how} {where}", step)
         try:
             return _ANSWERS.decode(line)
         except msgspec.DecodeError:
@@ -124,11 +137,22 @@ class Worker:
         return self.process.poll() is None
 
 
-class Pool:
-    """Up to ``jobs`` workers."""
+MAX_READERS = 4
+"""Processes that read checkpoints where nobody says how many."""
 
-    def __init__(self, jobs: int = 1) -> None:
-        self.jobs = max(1, jobs)
+
+def _processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Pool:
+    """Up to ``jobs`` workers, one by default; with ``heard`` they read checkpoints, and it is told how far they are."""
+
+    def __init__(self, jobs: int | None = None, heard: Heard | None = None) -> None:
+        self.jobs, self.heard = jobs or 1, heard
+        self.readers = jobs or min(MAX_READERS, _processors())
+        """How many processes may read checkpoints."""
         self._lost_at_import: dict[str, TargetFailure] = {}
         """Modules whose import cost a worker: the other targets in them have no better prospects."""
         self._workers: list[Worker] = []
@@ -136,7 +160,7 @@ class Pool:
     def start(self) -> None:
         """Start the first worker, which takes a second to import torch, before there is work for it."""
         if not self._workers:
-            self._workers.append(Worker())
+            self._workers.append(Worker(self.heard))
 
     def run(
         self, requests: list[dict[str, Any]], timeout: float, done: Callable[[TargetResult], None]
@@ -165,7 +189,7 @@ class Pool:
                 while not broken:
                     index = waiting.get_nowait()
                     if not worker.alive:
-                        worker = Worker()
+                        worker = Worker(self.heard)
                         self._workers.append(worker)
                     results[index] = answer(worker, requests[index])
                     done(results[index].result)
@@ -175,7 +199,7 @@ class Pool:
                 broken.append(error)
 
         while len(self._workers) < min(self.jobs, len(requests)):
-            self._workers.append(Worker())
+            self._workers.append(Worker(self.heard))
         threads = [threading.Thread(target=serve, args=(w,), daemon=True) for w in list(self._workers)]
         for thread in threads:
             thread.start()

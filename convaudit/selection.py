@@ -6,10 +6,10 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from convaudit.checkpoints.formats import SUFFIXES, sniff, sniff_any
+from convaudit.checkpoints.formats import sniff
 from convaudit.discovery import Project, is_test, tracked
 from convaudit.errors import UsageError
-from convaudit.folders import Folder, is_never, read_folder
+from convaudit.folders import Folder, look_at, read_folder
 from convaudit.paths import repository_root, target_key
 from convaudit.result import FolderNote
 from convaudit.settings import AuditSettings, Resolver
@@ -56,13 +56,16 @@ def select(
     found = Selection()
     projects: dict[str, Project] = {}
     here = repository_root(os.getcwd())
-    asked = [Path(word).resolve() for word in words or (default,)]
+    asked = [Path(os.path.realpath(word)) for word in words or (default,)]
     left: list[str] = []
     tests: list[str] = []
 
     def project_of(path: Path) -> Project:
-        root = here if _inside(path, here) else str(path.resolve().parent)
-        return projects.setdefault(root, Project(Path(root), is_audited))
+        real = path.resolve()
+        root = here if _inside(path, here) else str(next((word for word in asked if word in real.parents), real.parent))
+        if root not in projects:
+            projects[root] = Project(Path(root), is_audited, [word for word in asked if word.is_relative_to(root)])
+        return projects[root]
 
     def is_audited(path: Path) -> bool:
         return path in asked or (not is_test(path) and (changed or any(word in path.parents for word in asked)))
@@ -147,18 +150,18 @@ def _offer(path: Path, shown: str, found: Selection) -> None:
     """Take a file as a target where its first bytes are a checkpoint's; else a line."""
     if not path.is_file():
         return
-    named = shown.lower().endswith(SUFFIXES)
-    if not named and is_never(shown):
+    look = look_at(shown)
+    if look is None:
         return
     try:
-        kind, other = (sniff if named else sniff_any)(str(path))
+        kind, other = look(str(path))
     except OSError as error:
         found.lines.append(f"{shown}: cannot be read: {error.strerror}")
         found.lost = True
         return
     if kind is not None:
         found.add(shown)
-    elif named:
+    elif look is sniff:
         found.lines.append(f"{shown} is not audited: {other}")
 
 

@@ -2,40 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-import msgspec
 
 from convaudit import baseline as baselines
 from convaudit import cache, suppressions
-from convaudit.errors import UsageError
+from convaudit.errors import ConvauditError, UsageError
 from convaudit.paths import target_key
 from convaudit.pool import Answer, Pool
-from convaudit.result import AuditResult, TargetFailure, TargetResult, assemble, failed_target
+from convaudit.result import AuditResult, TargetResult, assemble
 from convaudit.settings import CONVENTIONS, INPUT_FORM, Resolver, at_least, read_input
+from convaudit.terminal import Bars, say
 
 if TYPE_CHECKING:
     from convaudit.checkpoints.architecture import Expected
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-def spelled(text: str) -> str:
-    """One line of a stranger's text: its control characters are spelled out."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode("ascii") for c in text)
-
-
-def say(message: str) -> None:
-    """One line on stderr."""
-    click.echo(f"convaudit: {spelled(message)}", err=True)
+_HEADERS = 20 * 1000**2
+"""What the headers of a large checkpoint take to read, in bytes of weights that could be read meanwhile."""
+_READERS_PAY = 800 * 1000**2
+"""What the start of processes that read checkpoints takes, in the same bytes."""
 
 
 def audit_options(command: F) -> F:
@@ -53,7 +45,7 @@ def audit_options(command: F) -> F:
             "--flop-convention", type=click.Choice(CONVENTIONS),
             help="FLOPs of a multiply-accumulate: one (fvcore), or two.  [default: fvcore]",
         ),
-        click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Worker processes that audit models."),
+        click.option("--jobs", type=click.IntRange(1), help="Worker processes.  [default: 1 for models, up to 4 for checkpoints]"),
         click.option(
             "--timeout",
             type=click.FloatRange(0, min_open=True),
@@ -127,7 +119,8 @@ class Run:
         digests: dict[str, str] = {}
         self.known = {i: kept for i, key in enumerate(self.keys) if i not in files and (kept := cache.find(key, digests)) is not None}
         self.beside = self._beside(files) if options.get("model") else {}
-        self.known.update(self._checkpoints(sorted(files - self.beside.keys())))
+        self.files = sorted(files - self.beside.keys())
+        """Checkpoints that are audited by themselves, without torch."""
 
     def _beside(self, files: set[int]) -> dict[int, str]:
         """The model target that each checkpoint is audited beside (``--model``)."""
@@ -146,27 +139,62 @@ class Run:
                 found[index] = model
         return found
 
-    def _checkpoints(self, indices: list[int]) -> dict[int, TargetResult]:
-        """Results of checkpoints, read here one by one: two threads take longer, as each waits for the other's Python."""
+    def _checkpoints(self, jobs: int) -> dict[int, TargetResult]:
+        """Results of checkpoints: read here one by one, or in up to ``jobs`` processes where these pay. (Two threads take longer
+        than one, as each waits for the other's Python.)"""
         found: dict[int, TargetResult] = {}
-        with progress(len(indices)) as done:
-            for index in indices:
-                found[index] = self._checkpoint(index)
-                done()
+        with Bars(len(self.files)) as bars:
+            work = {index: self._work(index) for index in self.files} if len(self.files) > 1 and jobs > 1 else {}
+            if work and sum(work.values()) - max(sum(work.values()) / jobs, *work.values()) > _READERS_PAY:
+                try:
+                    found = self._read_apart(sorted(work, key=lambda index: -work[index]), jobs, bars)
+                except ConvauditError as error:
+                    say(f"checkpoints are read one by one: {error}")
+            for index in self.files:
+                if index not in found:
+                    found[index] = self._checkpoint(index, bars)
+                    bars.done(self.requests[index]["target"])
         return found
 
-    def _checkpoint(self, index: int, model: Expected | None = None) -> TargetResult:
-        from convaudit.checkpoints.audit import audit_file
+    def _work(self, index: int) -> int:
+        """About how many bytes of a checkpoint are read. (Another process saves nothing on small files, however many.)"""
+        from convaudit.checkpoints.audit import MAX_WEIGHTS
+        from convaudit.checkpoints.formats import shards_of
 
         target = self.requests[index]["target"]
-        settings = self.settings.of(target).for_target(target)
-        try:
-            return audit_file(target, settings, sha256=bool(self.options.get("sha256")), model=model)
-        except Exception as error:
-            if os.environ.get("CONVAUDIT_DEBUG"):
-                raise
-            failure = TargetFailure("read", type(error).__name__, f"convaudit broke on {target}: {error!r}", None, None)
-            return msgspec.structs.replace(failed_target(target, failure), kind="checkpoint")
+        files = [target, *(shards_of(Path(target)) if target.endswith(".index.json") else ())]
+        size = sum(os.path.getsize(file) for file in files if os.path.isfile(file))
+        weights = self.settings.of(target).weights
+        read = self.options.get("sha256") or weights == "always" or (weights == "auto" and size <= MAX_WEIGHTS)
+        return size if read else min(size, _HEADERS * len(files))
+
+    def _read_apart(self, indices: list[int], jobs: int, bars: Bars) -> dict[int, TargetResult]:
+        """Results of checkpoints that other processes read, begun in this order; without those that are to be read here: their
+        process did not start, or their result loses something on its way."""
+        from convaudit.checkpoints.audit import failed_checkpoint
+
+        given = [self._to_read(index) for index in indices]
+        requests = [{**each, "settings": dataclasses.asdict(each["settings"])} for each in given]
+        with Pool(jobs, bars.heard) as pool:
+            answers = pool.run(requests, self.timeout, lambda result: bars.done(result.target))
+        found = {}
+        for index, each, answer in zip(indices, given, answers):
+            error = answer.result.error
+            if error is not None and error.type == "WorkerLost":
+                answer.result = failed_checkpoint(each["target"], error, each["settings"])
+            if not answer.incomplete:
+                found[index] = answer.result
+        return found
+
+    def _to_read(self, index: int) -> dict[str, Any]:
+        target = self.requests[index]["target"]
+        return {"target": target, "settings": self.settings.of(target).for_target(target), "sha256": bool(self.options.get("sha256"))}
+
+    def _checkpoint(self, index: int, bars: Bars, model: Expected | None = None) -> TargetResult:
+        from convaudit.checkpoints.audit import audit_or_say
+
+        given = self._to_read(index)
+        return audit_or_say(**given, model=model, heard=lambda read, size: bars.heard(given["target"], read, size))
 
     def _request(self, target: str) -> dict[str, Any]:
         here, options = self.settings.of(target).for_target(target), self.options
@@ -196,12 +224,13 @@ class Run:
 
     @property
     def complete(self) -> bool:
-        """Whether every result is known already."""
-        return len(self.known) == len(self.requests)
+        """Whether no worker is needed: no model is to be audited."""
+        return len(self.known) + len(self.files) == len(self.requests)
 
     def results(self, pool: Pool) -> AuditResult:
         """Every target's result, in order; new ones are kept, unless a plugin could not be loaded."""
-        missing = [i for i in range(len(self.requests)) if i not in self.known and i not in self.beside]
+        found = self.known | self._checkpoints(pool.readers)
+        missing = [i for i in range(len(self.requests)) if i not in found and i not in self.beside]
         models = list(dict.fromkeys(self.beside.values()))
         started = time.time()
         requests = [self.requests[i] for i in missing] + [{**self._request(model), "state_dict": True} for model in models]
@@ -214,11 +243,11 @@ class Run:
             cache.trim()
         for problem in problems - {None}:
             say(str(problem))
-        new = dict(zip(missing, (answer.result for answer in answers)))
+        found.update(zip(missing, (answer.result for answer in answers)))
         built = dict(zip(models, answers[len(missing) :]))
-        new.update({i: self._both(i, built[model]) for i, model in self.beside.items()})
+        found.update({i: self._both(i, built[model]) for i, model in self.beside.items()})
         lost = [answer.result for answer in built.values() if answer.result.totals is None]
-        results = [self.known.get(i) or new[i] for i in range(len(self.requests))] + lost
+        results = [found[i] for i in range(len(self.requests))] + lost
         for result in results:
             result.options = self.said
         return assemble(results)
@@ -228,10 +257,12 @@ class Run:
         from convaudit.checkpoints.architecture import Expected
         from convaudit.checkpoints.match import merged
 
-        if model.result.totals is None:
-            return self._checkpoint(index)
-        found = self._checkpoint(index, Expected(model.result.target, model.state_dict))
-        return merged(found, model.result) if found.totals is not None else found
+        with Bars(1) as bars:
+            if model.result.totals is None:
+                return self._checkpoint(index, bars)
+            expected = Expected(model.result.target, model.state_dict)
+            found = self._checkpoint(index, bars, expected)
+        return merged(found, model.result, expected) if found.totals is not None else found
 
     def lenient(self, discovered: set[str]) -> set[str]:
         """Those of ``discovered`` that may be left out where they cannot be built: their settings are not ``strict``."""
@@ -321,19 +352,5 @@ def names_checkpoint(target: str) -> bool:
 
 def ask(pool: Pool, requests: list[dict[str, Any]], timeout: float) -> list[Answer]:
     """Answers to the requests, in their order."""
-    with progress(len(requests)) as done:
-        return pool.run(requests, timeout, lambda _: done())
-
-
-@contextlib.contextmanager
-def progress(count: int) -> Iterator[Callable[[], None]]:
-    """What to call after each of ``count`` targets: a progress bar, on a terminal and where there is more than one."""
-    if count > 1 and sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import Progress
-
-        with Progress(console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task("auditing", total=count)
-            yield lambda: bar.advance(task)
-    else:
-        yield lambda: None
+    with Bars(len(requests)) as bars:
+        return pool.run(requests, timeout, lambda result: bars.done(result.target))

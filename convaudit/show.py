@@ -10,7 +10,8 @@ from convaudit.errors import UsageError
 from convaudit.pool import Pool
 from convaudit.result import LayerRow, TargetResult, note_lines
 from convaudit.selection import select
-from convaudit.session import Run, audit_options, settings_of, spelled
+from convaudit.session import Run, audit_options, settings_of
+from convaudit.terminal import spelled
 
 NUMBERS = ("parameters", "macs", "flops", "activation-bytes")
 COLUMNS = ("type", "input", "output", *NUMBERS, "receptive-field", "line")
@@ -25,7 +26,7 @@ _TITLES = {"macs": "MACs", "flops": "FLOPs", "activation-bytes": "activation byt
 @click.option("--sort", type=click.Choice(NUMBERS), help="Largest first, in place of execution order.")
 @click.option("--columns", metavar="NAMES", help=f"Comma-separated, of {', '.join(COLUMNS)}.")
 @click.option("--batch", type=click.IntRange(1), help="Batch size of the example input.")
-def show(target: str, depth: int | None, sort: str | None, columns: str | None, jobs: int, **options: Any) -> None:
+def show(target: str, depth: int | None, sort: str | None, columns: str | None, jobs: int | None, **options: Any) -> None:
     """Print the layer table of one model."""
     chosen = tuple(columns.split(",")) if columns else _DEFAULT
     for column in chosen:

@@ -15,18 +15,19 @@ from convaudit.errors import UsageError
 from convaudit.pool import Answer, Pool
 from convaudit.result import SCHEMA_VERSION, AuditResult, TargetFailure, failed_target, note_lines
 from convaudit.selection import Selection, select
-from convaudit.session import Run, name_broken_plugins, say, settings_of, unbuilt, without_unbuilt
+from convaudit.session import Run, name_broken_plugins, settings_of, unbuilt, without_unbuilt
 from convaudit.settings import Resolver
+from convaudit.terminal import say
 
 
-def compared(words: tuple[str, str], options: dict[str, Any], jobs: int) -> tuple[Diff, bool]:
+def compared(words: tuple[str, str], options: dict[str, Any], jobs: int | None) -> tuple[Diff, bool]:
     """The difference of two sides, and whether a file that was asked for could not be read."""
     with contextlib.ExitStack() as stack:
         return _compared(words, options, jobs, stack)
 
 
 def _compared(
-    words: tuple[str, str], options: dict[str, Any], jobs: int, stack: contextlib.ExitStack
+    words: tuple[str, str], options: dict[str, Any], jobs: int | None, stack: contextlib.ExitStack
 ) -> tuple[Diff, bool]:
     saved = [_saved(word) if word.endswith(".json") else None for word in words]
     live = [_Live(word, options, jobs, stack) if result is None else None for word, result in zip(words, saved)]
@@ -89,7 +90,7 @@ class _Live:
     selection: Selection
     run: Run
 
-    def __init__(self, word: str, options: dict[str, Any], jobs: int, stack: contextlib.ExitStack) -> None:
+    def __init__(self, word: str, options: dict[str, Any], jobs: int | None, stack: contextlib.ExitStack) -> None:
         self.target, name = revisions.split(word)
         self.options, self.jobs, self.stack = dict(options), jobs, stack
         self.revision: revisions.Revision | None = None
@@ -140,7 +141,7 @@ class _Live:
 class _RevisionPool(Pool):
     """Workers for a laid-out revision: a target that takes code of the working tree is not audited as another's."""
 
-    def __init__(self, jobs: int, revision: revisions.Revision, folder: Path) -> None:
+    def __init__(self, jobs: int | None, revision: revisions.Revision, folder: Path) -> None:
         super().__init__(jobs)
         self._revision, self._folder = revision, folder
 

@@ -1,18 +1,13 @@
-"""The worker process: imports torch at once, then audits one target for each JSON line it reads.
-
-Results go to the descriptor that was standard output; whatever user code prints goes to standard error.
-"""
+"""The worker process: imports torch at once, then audits one target for each JSON line it reads."""
 
 from __future__ import annotations
 
 import json
 import os
-import queue
-import signal
 import sys
-import threading
 from typing import TYPE_CHECKING
 
+from convaudit.child import Channel
 from convaudit.paths import hold_directory
 
 if TYPE_CHECKING:
@@ -24,20 +19,13 @@ if TYPE_CHECKING:
 def main() -> None:
     """Answer requests until the parent closes standard input."""
     hold_directory()
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(os.dup(0), requests), daemon=True).start()
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
+    channel = Channel()
     try:
         import torch  # noqa: F401
     except (ImportError, OSError) as error:
-        answers.write(f"{type(error).__name__}: {error}".replace("\n", " ").encode() + b"\n")
-        answers.flush()
+        channel.say(f"{type(error).__name__}: {error}".replace("\n", " ").encode())
         return
-    answers.write(b"ready\n")
-    answers.flush()
+    channel.say(b"ready")
     import msgspec
 
     from convaudit.footprint import Footprint
@@ -46,12 +34,11 @@ def main() -> None:
     from convaudit.result import encoded
 
     def imported() -> None:
-        answers.write(IMPORTED + b"\n")
-        answers.flush()
+        channel.say(IMPORTED)
 
     footprint = Footprint()
     while True:
-        request = json.loads(requests.get())
+        request = json.loads(channel.get())
         _limit_memory(request.get("memory_limit"))
         state_dict: list[TensorRow] = []
         with footprint.watched():
@@ -61,8 +48,7 @@ def main() -> None:
             said = msgspec.json.encode(answer)
         except (UnicodeEncodeError, TypeError):  # what is spelled out for it cannot be looked up: not kept
             answer.incomplete, said = True, encoded(answer)
-        answers.write(said + b"\n")
-        answers.flush()
+        channel.say(said)
         footprint.forget()
 
 
@@ -77,16 +63,6 @@ def _limit_memory(gigabytes: object) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     wanted = int(gigabytes * 10**9)
     resource.setrlimit(resource.RLIMIT_DATA, (wanted if hard < 0 else min(wanted, hard), hard))
-
-
-def _listen(descriptor: int, requests: queue.SimpleQueue[bytes]) -> None:
-    """Queue each request; when the parent is gone, end this process and all that its targets started."""
-    with os.fdopen(descriptor, "rb") as lines:
-        for line in lines:
-            requests.put(line)
-    if os.getpgrp() == os.getpid():
-        os.killpg(os.getpgrp(), signal.SIGKILL)
-    os._exit(0)
 
 
 def _answer(request: dict[str, object], state_dict: list[TensorRow], imported: Callable[[], None]) -> TargetResult:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from convaudit.errors import ConvauditError
 from convaudit.pool import Pool
+from convaudit.settings import AuditSettings
 
 NETS = """
 import os, time
@@ -133,6 +137,46 @@ def test_what_breaks_beside_a_worker_is_raised(folder: Path, monkeypatch: pytest
     monkeypatch.setattr(sys, "executable", str(folder / "no-python"))
     with Pool() as pool, pytest.raises(ConvauditError, match="a worker process cannot be started: No such file"):
         pool.start()
+
+
+@pytest.mark.parametrize("how", ["hangs", "dies"])
+def test_a_checkpoint_that_costs_its_process_costs_no_other(folder: Path, how: str) -> None:
+    torch.save({"w": torch.ones(2)}, folder / "good.pt")
+    os.mkfifo(folder / "pipe.pt")  # reading it waits for a writer
+    requests = [
+        {"target": str(folder / name), "settings": dataclasses.asdict(AuditSettings()), "sha256": False}
+        for name in ("good.pt", "pipe.pt", "good.pt")
+    ]  # fmt: skip
+
+    def kill() -> None:
+        wait_until(lambda: opens(folder / "pipe.pt"))
+        os.kill(pool._workers[0].process.pid, signal.SIGKILL)
+
+    with Pool(1, lambda target, read, size: None) as pool:
+        if how == "dies":
+            threading.Thread(target=kill, daemon=True).start()
+        results = [answer.result for answer in pool.run(requests, 2.0 if how == "hangs" else 60.0, lambda _: None)]
+
+    assert [result.status for result in results] == ["ok", "failed", "ok"]
+    error = results[1].error
+    assert error is not None
+    assert (error.step, error.type) == ("read", "WorkerLost")
+    assert error.message.endswith(
+        "no answer within 2 s (--timeout) while it was read" if how == "hangs" else "its process died with signal 9 (SIGKILL) while it was read"
+    )
+
+
+def opens(pipe: Path) -> bool:
+    """Whether somebody has a pipe open to read."""
+    try:
+        descriptor = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError:
+        return False
+    held.append(descriptor)  # kept open: its reader would see the end otherwise
+    return True
+
+
+held: list[int] = []
 
 
 def test_files_of_the_working_directory_do_not_stand_in_for_modules(folder: Path) -> None:

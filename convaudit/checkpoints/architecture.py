@@ -263,18 +263,20 @@ def _by_dtype(rows: Iterable[tuple[int, TensorRow]]) -> Iterable[list[str]]:
 
 def owner_of(name: str) -> tuple[str, str]:
     """The layer that a tensor is of, and the tensor's name in it."""
-    at = f".{name}".find(".parametrizations.")
-    if at >= 0:
+    if "parametrizations." in name and (at := f".{name}".find(".parametrizations.")) >= 0:
         return name[: max(at - 1, 0)], name[at:]
-    owner, packed, place = name.rpartition("._packed_params._packed_params.")
-    if packed and place in ("0", "1"):  # a quantized Linear
-        return owner, ("weight", "bias")[int(place)]
+    if "_packed_params" in name:
+        owner, packed, place = name.rpartition("._packed_params._packed_params.")
+        if packed and place in ("0", "1"):  # a quantized Linear
+            return owner, ("weight", "bias")[int(place)]
     owner, _, leaf = name.rpartition(".")
     return owner, leaf
 
 
 def _made_of(leaf: str, held: dict[str, tuple[TensorRow, int]]) -> str:
     """The name of the weight or bias that a stored tensor is for; its own where it is that itself, or no part of one."""
+    if leaf in ("weight", "bias"):
+        return leaf
     if leaf.startswith("parametrizations."):
         name, _, last = leaf[17:].rpartition(".")
         return name if last in ("original", "original1") else leaf

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import lzma
 import re
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol, SupportsIndex
 
@@ -84,6 +86,8 @@ class Archive:
 
     members: list[Member] = field(default_factory=list)
     problems: Said = field(default_factory=Said)
+    read: int = 0
+    """Bytes of its directory."""
 
 
 def read_at(file: Readable, offset: int, size: int) -> bytes:
@@ -97,12 +101,16 @@ def has_directory(file: Readable, size: int) -> bool:
     return b"PK\5\6" in read_at(file, max(0, size - 65557), 65557)
 
 
-def read_archive(file: Readable, size: int, most: int) -> Archive:
-    """Up to ``most`` members of a zip file of ``size`` bytes; what is wrong is listed, never raised."""
+def read_archive(file: Readable, size: int, most: int, room: int = MAX_DIRECTORY) -> Archive:
+    """Up to ``most`` members of a zip file of ``size`` bytes, from a directory of up to ``room``; what is wrong is listed,
+    never raised."""
     found = Archive()
-    tail_at = max(0, size - 65557)
-    tail = read_at(file, tail_at, 65557)
-    at = tail.rfind(b"PK\5\6")
+    for least in (42, 65557):  # without a comment, and with one
+        tail_at = max(0, size - least)
+        tail = read_at(file, tail_at, least)
+        at = tail.rfind(b"PK\5\6")
+        if at == len(tail) - 22:
+            break
     if at < 0 or at + 22 > len(tail):
         found.problems.append("it has no central directory: truncated, or no zip file")
         return found
@@ -122,11 +130,13 @@ def read_archive(file: Readable, size: int, most: int) -> Archive:
         found.problems.append("it is one disk of several")
     if offset + length != end:
         found.problems.append(f"its central directory is {end - offset - length:,} bytes away from its stated place")
-    if length > MAX_DIRECTORY or count > most:
+    room = min(room, MAX_DIRECTORY)
+    if length > room or count > most:
         found.problems.append(f"it has {count:,} members in {length:,} bytes; only {most:,} members are read (--max-pickle)")
     shift = end - offset - length
     for moved in {0, shift} if shift > 0 else {0}:  # where it is said to be, and where it would be behind a prefix
-        directory = read_at(file, min(offset + moved, size), min(length, MAX_DIRECTORY))
+        directory = read_at(file, min(offset + moved, size), min(length, room))
+        found.read += len(directory)
         if directory[:4] == b"PK\1\2" or not moved:
             _entries(file, directory, moved, count, most, found)
     _order(file, found, min(offset, size))
@@ -225,27 +235,117 @@ def _hidden(file: Readable, start: int, end: int) -> bool:
     return gap > 4096 or (gap > 24 and b"PK\3\4" in read_at(file, start, gap))
 
 
+class Unpacker(Protocol):
+    """The decompressors of bz2 and lzma."""
+
+    @property
+    def eof(self) -> bool:
+        """Whether its stream has ended."""
+
+    @property
+    def needs_input(self) -> bool:
+        """Whether more bytes must be given."""
+
+    @property
+    def unused_data(self) -> bytes:
+        """What stands behind the stream."""
+
+    def decompress(self, data: bytes, max_length: int, /) -> bytes:
+        """Up to ``max_length`` bytes."""
+
+
+class Inflater:
+    """zlib's decompressor as those of bz2 and lzma are; ``bits`` as in ``zlib.decompressobj``."""
+
+    def __init__(self, bits: int) -> None:
+        self._made = zlib.decompressobj(bits)
+
+    @property
+    def eof(self) -> bool:
+        """Whether its stream has ended."""
+        return self._made.eof
+
+    @property
+    def needs_input(self) -> bool:
+        """Whether more bytes must be given."""
+        return not self._made.unconsumed_tail
+
+    @property
+    def unused_data(self) -> bytes:
+        """What stands behind the stream."""
+        return self._made.unused_data
+
+    def decompress(self, data: bytes, max_length: int, /) -> bytes:
+        """Up to ``max_length`` bytes."""
+        return self._made.decompress(self._made.unconsumed_tail + data, max_length)
+
+
+def unpacked(packed: Readable, make: Callable[[], Unpacker], *, several: bool = False) -> Iterator[bytes]:
+    """The bytes of a stream (and of the ``several`` behind it), a little of them first. Raises one of ``UNPACKING``."""
+    stream, size = make(), 512
+    while True:
+        data = b""
+        if stream.eof:
+            data = (stream.unused_data or packed.read(1 << 16)) if several else b""
+            if not data:
+                return
+            stream = make()
+        elif stream.needs_input:
+            data = packed.read(1 << 16)
+        found = stream.decompress(data, size)
+        if found:
+            yield found
+            size = min(2 * size, 1 << 20)
+        elif not data and several:
+            raise EOFError("its end is missing")
+        elif not data:
+            return  # a member's size says it
+
+
+UNPACKING = (zlib.error, lzma.LZMAError, OSError, EOFError, ValueError)
+"""What decompressors raise for bytes that are no stream of theirs."""
+
+
+def gathered(parts: Iterator[bytes], limit: int) -> tuple[bytes, str | None]:
+    """Up to ``limit`` bytes, and why they are not all."""
+    kept, left = [], limit
+    try:
+        for part in parts:
+            kept.append(part[:left])
+            if len(part) > left:
+                return b"".join(kept), f"unpacks to more than {limit:,} bytes (--max-pickle)"
+            left -= len(part)
+    except UNPACKING as error:
+        return b"".join(kept), f"cannot be unpacked: {error}"
+    return b"".join(kept), None
+
+
+def inflated(file: Readable, member: Member) -> Iterator[bytes]:
+    """The bytes of a deflated member."""
+    return unpacked(Window(file, member.start, member.packed), lambda: Inflater(-15))
+
+
+def end_of(file: Readable, member: Member, most: int) -> bytes:
+    """The last ``most`` bytes of a stored or deflated member."""
+    if member.method == 0:
+        return read_at(file, member.start + max(0, member.packed - most), min(most, member.packed))
+    kept, left = b"", member.size
+    with suppress(*UNPACKING):
+        for part in inflated(file, member):
+            kept, left = (kept + part[:left])[-most:], left - len(part)
+            if left <= 0:
+                break
+    return kept
+
+
 def content(file: Readable, member: Member, limit: int) -> tuple[bytes, str | None]:
     """Up to ``limit`` unpacked bytes of a member, and why they are not all of it."""
     if member.method == 0:
         data = read_at(file, member.start, min(member.packed, limit))
     elif member.method == 8:
-        unpack = zlib.decompressobj(-15)
-        pieces, left, at, end = [], limit, member.start, member.start + member.packed
-        try:
-            while left > 0 and not unpack.eof:
-                packed = unpack.unconsumed_tail or read_at(file, at, min(1 << 16, end - at))
-                if not packed:
-                    break
-                if not unpack.unconsumed_tail:
-                    at += len(packed)
-                pieces.append(unpack.decompress(packed, left))
-                left -= len(pieces[-1])
-        except zlib.error as error:
-            return b"".join(pieces), f"cannot be unpacked: {error}"
-        data = b"".join(pieces)
-        if not unpack.eof and len(data) >= limit:
-            return data, f"unpacks to more than {limit:,} bytes (--max-pickle)"
+        data, short = gathered(inflated(file, member), limit)
+        if short:
+            return data, short
     else:
         return b"", f"is packed by method {member.method}, which torch does not read"
     if member.size > limit:

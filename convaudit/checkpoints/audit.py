@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,8 @@ from convaudit.versions import python_version
 if TYPE_CHECKING:
     from convaudit.checkpoints.weights import Weights
 
+Heard = Callable[[int, int], None]
+"""What is called while a file is read: with the bytes that are, and with all that will be."""
 MAX_WEIGHTS = 2 * 1000**3
 """Bytes of a file whose weights are read unless asked otherwise."""
 
@@ -80,22 +83,35 @@ class CheckpointContext:
         )  # fmt: skip
 
 
+def audit_or_say(
+    target: str, settings: AuditSettings, *, sha256: bool = False, model: Expected | None = None, heard: Heard = lambda read, size: None
+) -> TargetResult:
+    """As :func:`audit_file`; where convaudit itself breaks, that is the failed result."""
+    try:
+        return audit_file(target, settings, sha256=sha256, model=model, heard=heard)
+    except Exception as error:
+        if os.environ.get("CONVAUDIT_DEBUG"):
+            raise
+        failure = TargetFailure("read", type(error).__name__, f"convaudit broke on {target}: {error!r}", None, None)
+        return failed_checkpoint(target, failure, settings)
+
+
 @uncollected()
 def audit_file(
-    target: str, settings: AuditSettings, *, sha256: bool = False, model: Expected | None = None
+    target: str, settings: AuditSettings, *, sha256: bool = False, model: Expected | None = None, heard: Heard = lambda read, size: None
 ) -> TargetResult:
     """The result for a checkpoint; a failed one where the file is none, or cannot be read."""
     try:
         file = read_checkpoint(target, max_pickle=settings.max_pickle * 1000**2)
-        digest = _digest(target) if sha256 else None
+        digest = _digest(target, heard) if sha256 else None
         architecture = architecture_of(file)
-        weights = _weights(file, settings, architecture)
+        weights = _weights(file, settings, architecture, heard)
     except TargetError as error:
         failure = TargetFailure(error.step, error.kind, str(error), None, None)
-        return _failed(target, failure, settings)
+        return failed_checkpoint(target, failure, settings)
     except (OSError, MemoryError) as error:
         failure = TargetFailure("read", type(error).__name__, f"{target}: cannot be read: {error}", None, None)
-        return _failed(target, failure, settings)
+        return failed_checkpoint(target, failure, settings)
     notes = list(file.notes)
     if file.unknown:
         notes.insert(0, f"partial: shape or dtype of {_named(file.unknown)} is unknown")
@@ -115,7 +131,7 @@ def audit_file(
     )  # fmt: skip
 
 
-def _weights(file: Checkpoint, settings: AuditSettings, architecture: Architecture) -> Weights | None:
+def _weights(file: Checkpoint, settings: AuditSettings, architecture: Architecture, heard: Heard) -> Weights | None:
     """What the weights tell, where they are to be read; a file that is changed meanwhile gets a problem more."""
     if settings.weights == "never" or not file.tensors:
         return None
@@ -128,7 +144,7 @@ def _weights(file: Checkpoint, settings: AuditSettings, architecture: Architectu
     from convaudit.checkpoints.weights import WeightsError, scan
 
     try:
-        weights = scan(file, architecture)
+        weights = scan(file, architecture, heard)
     except WeightsError as error:
         file.problems.append(str(error))
         return None
@@ -142,15 +158,17 @@ def _named(names: list[str]) -> str:
     return names[0][:80] + (f" and {len(names) - 1:,} more" if names[1:] else "")
 
 
-def _failed(target: str, failure: TargetFailure, settings: AuditSettings) -> TargetResult:
+def failed_checkpoint(target: str, failure: TargetFailure, settings: AuditSettings) -> TargetResult:
+    """The result of a checkpoint that could not be read."""
     result = failed_target(target, failure, flop_convention=settings.flop_convention)
     result.kind = "checkpoint"
     return result
 
 
 def _totals(file: Checkpoint, architecture: Architecture) -> Totals | None:
-    """The sums; None where none of its tensors could be listed."""
-    if not file.complete and not file.tensors:
+    """The sums; None where none of its tensors could be listed or counted."""
+    own = {row.name for row in file.tensors if row.role in ("parameter", "buffer")}
+    if (not file.complete and not file.tensors) or (not any(file.counted) and not own.isdisjoint(file.unknown)):
         return None
     return Totals(
         parameters=file.parameters, trainable_parameters=None, macs=None, flops=None, activation_bytes=None,
@@ -165,10 +183,15 @@ def run_rules(
     weights: Weights | None = None,
 ) -> list[Finding]:
     """Findings of the enabled rules about checkpoints, most severe first. Rules about models speak from names and shapes
-    unless a model is audited beside."""
+    unless a model is audited beside that the file fits."""
+    alone = model is None
+    if model is not None:
+        from convaudit.checkpoints.match import match
+
+        alone = not match(file.tensors, model).fits
     findings: list[Finding] = []
     for code, rule_class in registry.rules().items():
-        speaks = rule_class.check_checkpoint is not Rule.check_checkpoint and (rule_class.subject == "checkpoint" or model is None)
+        speaks = rule_class.check_checkpoint is not Rule.check_checkpoint and (rule_class.subject == "checkpoint" or alone)
         if not speaks or not settings.enabled(code, rule_class.on_by_default(settings.rule_set)):
             continue
         rule = rule_class()
@@ -188,9 +211,10 @@ def run_rules(
     return sorted(findings, key=lambda f: (-SEVERITIES.index(f.severity), f.rule))
 
 
-def _digest(path: str) -> str:
+def _digest(path: str, heard: Heard) -> str:
     with open(path, "rb") as file:
-        digest = hashlib.sha256()
+        digest, size = hashlib.sha256(), os.fstat(file.fileno()).st_size
         while block := file.read(1 << 20):
             digest.update(block)
+            heard(file.tell(), size)
     return digest.hexdigest()

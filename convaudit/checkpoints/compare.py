@@ -58,7 +58,7 @@ def _compare(found: Tensors, old: Checkpoint, new: Checkpoint, stack: contextlib
     unread = 0
     for name, index in comparable(old.tensors).items():
         before, after = old.tensors[index], new.tensors[places[name]] if name in places else None
-        if after is None or before.shape is None or before.shape != after.shape or 0 in before.shape:
+        if after is None or before.shape != after.shape or 0 in (before.shape or ()):
             continue
         kinds = before.dtype, after.dtype
         readable = all(map(decodable, kinds)) or before.dtype == after.dtype

@@ -127,8 +127,10 @@ def _chosen(file: Checkpoint, key: str | None, made: Plan) -> list[tuple[str, in
 
 def _taken(file: Checkpoint, index: int, name: str) -> Taken:
     row, place, shown = file.tensors[index], file.places[index], f"{file.path}: {name[:80]!r}"
-    if row.shape is None or row.bytes is None or row.dtype not in _KINDS:
-        raise UsageError(f"{shown} is of dtype {row.dtype}" + " and a shape that is not known" * (row.shape is None) + ": safetensors has no word for it")
+    if row.shape is None:
+        raise UsageError(f"{shown} has no shape that is known: {file.away[index]}")
+    if row.bytes is None or row.dtype not in _KINDS:
+        raise UsageError(f"{shown} is of dtype {row.dtype}: safetensors has no word for it")
     if not math.prod(row.shape):
         return Taken(name, row, None)
     if place is None:

@@ -2,33 +2,68 @@
 
 from __future__ import annotations
 
+import bz2
 import io
 import json
+import lzma
 import math
 import os
 import re
 import struct
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import msgspec
 
 from convaudit.checkpoints import pickle_reader
-from convaudit.checkpoints.archive import Member, Readable, Said, Window, content, has_directory, read_archive, read_at
+from convaudit.checkpoints.archive import (
+    MAX_DIRECTORY,
+    Inflater,
+    Member,
+    Readable,
+    Said,
+    Unpacker,
+    Window,
+    content,
+    end_of,
+    gathered,
+    has_directory,
+    read_archive,
+    read_at,
+    unpacked,
+)
 from convaudit.checkpoints.pickle_reader import (
     MAX_PICKLE,
     OLD_PICKLE,
+    Call,
+    Dict,
+    Global,
     GlobalUse,
     Persistent,
     Reading,
     Work,
+    brief,
     looks_like_pickle,
 )
 from convaudit.checkpoints.regions import Region, elements_of, row_major
-from convaudit.checkpoints.tensors import BITS, UNKNOWN, Storage, Table, role_of, size_of, storage_of, table_of
+from convaudit.checkpoints.tensors import (
+    BITS,
+    UNKNOWN,
+    Storage,
+    Table,
+    Tensor,
+    dtype_of,
+    ints_of,
+    role_at,
+    role_of,
+    size_of,
+    storage_of,
+    table_of,
+)
 from convaudit.errors import TargetError
 from convaudit.result import GlobalRow, TensorRow
 
@@ -46,12 +81,24 @@ _PICKLED = (".pickle", ".joblib", ".dat", ".data", ".p", ".pk", ".sav", ".dill",
 """Suffixes of members that are read as pickles whatever they begin with; none of them has to be one."""
 _NUMERIC = re.compile(rb" *\{ *'descr': *'[<>|=]?[?bBhHiIlLqQefdgFDGuc]\d*',[^\\]*\Z")
 """The header of a numpy array whose elements are plain numbers; of any other, a pickle may follow."""
-_NATIVE = (".so", ".dll", ".dylib", ".pyd", ".py", ".pyc", ".exe", ".o", ".cubin", ".hsaco")
+_NATIVE = (
+    ".so", ".dll", ".dylib", ".pyd", ".exe", ".o", ".cubin", ".hsaco", ".py", ".pyc", ".pyw", ".pyz", ".whl", ".egg", ".jar", ".sh",
+    ".bat", ".cmd", ".ps1",
+)  # fmt: skip
+"""Suffixes of members that are libraries, programs, or packages of them."""
+_IMPORTING = re.compile(rb"(?:\A|[\r\n])import[ \t]")
+"""A line that Python runs where a .pth file lies beside its packages (``site``)."""
 _PACKED = {
     b"\x1f\x8b\x08": "a gzip file", b"BZh": "a bzip2 file", b"\xfd7zXZ\0": "an xz file", b"7z\xbc\xaf\x27\x1c": "a 7z archive",
     b"Rar!\x1a\x07": "a RAR archive", b"(\xb5/\xfd": "a Zstandard file",
 }  # fmt: skip
-"""What is named and not unpacked, by its first bytes."""
+"""What is packed, by its first bytes."""
+_STREAMS: dict[bytes, tuple[str, Callable[[], Unpacker]]] = {
+    b"\x1f\x8b\x08": ("gzip", lambda: Inflater(31)), b"BZh": ("bzip2", bz2.BZ2Decompressor),
+    **dict.fromkeys((b"\xfd7zXZ\0", b"\x5d\0\0"), ("xz", lambda: lzma.LZMADecompressor(memlimit=100_000_000))),
+    **dict.fromkeys((b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda"), ("zlib", lambda: Inflater(15))),
+}  # fmt: skip
+"""How a file is unpacked that is one stream, by its first bytes (joblib writes all of them, torch none)."""
 
 _OTHERS = {
     b"\x89HDF": "an HDF5 file (Keras, h5py), which is not read: convert its weights to safetensors",
@@ -87,8 +134,7 @@ _EXPORTED = {
 Format = Literal["safetensors", "torch-zip", "torch-legacy", "torchscript", "pt2", "sharded", "pickle"]
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """Where a tensor's elements lie: bytes ``start`` to ``start + size`` of a file hold its storage, in which it begins
     at element ``offset`` and has ``stride`` (in elements)."""
 
@@ -97,6 +143,15 @@ class Place:
     size: int
     offset: int
     stride: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What is stored of a sparse or nested tensor: the ``elements`` that it counts for, and bytes by dtype, indices and
+    lengths under their own."""
+
+    elements: int
+    bytes: dict[str, int]
 
 
 @dataclass
@@ -116,7 +171,7 @@ class Checkpoint:
     complete: bool = True
     """Whether all of its tensors are listed."""
     codes: list[str] = field(default_factory=Said)
-    """Members that hold native or Python code."""
+    """Members that are libraries, programs, or packages of them."""
     parameters: int = 0
     buffers: int = 0
     parameter_bytes: int | None = 0
@@ -126,21 +181,33 @@ class Checkpoint:
     """Elements that each of ``tensors`` adds: 0 where earlier ones hold them all, and for what is no parameter or buffer."""
     regions: list[Region | None] = field(default_factory=list)
     """The elements of its storage that each of ``tensors`` sees; None where it shares them with no other."""
+    packed: str = ""
+    """What the whole file is compressed with."""
     wrappers: list[str] = field(default_factory=list)
     """Keys at the top that hold a state_dict; names begin with them where there is more than one."""
     places: list[Place | None] = field(default_factory=list)
     """Where each tensor's elements lie, in the order of ``tensors``; None where they cannot be read in place."""
     away: dict[int, str] = field(default_factory=dict)
     """Why not, by its number in ``tensors``."""
+    parts: dict[int, Parts] = field(default_factory=dict)
+    """Of sparse and nested tensors, by their numbers in ``tensors``."""
     checksums: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Size and CRC of a zip checkpoint's storages, by their names in ``tensors``."""
     unnamed: list[str] = field(default_factory=list)
     """Those that its pickle does not name."""
+    to_allow: dict[str, None] = field(default_factory=dict)
+    """Plain data of the pickles that torch.load reads, as its weights_only loader must be told."""
+    refused: list[str] = field(default_factory=list)
+    """What of them weights_only refuses, whatever it is told."""
 
-    def add(self, row: TensorRow, region: Region | None, place: Place | None, away: str = "") -> None:
+    def add(
+        self, row: TensorRow, region: Region | None, place: Place | None, away: str = "", parts: Parts | None = None
+    ) -> None:
         """Add a row; ``away`` says why its elements cannot be read in place."""
         if place is None:
             self.away[len(self.tensors)] = away
+        if parts is not None:
+            self.parts[len(self.tensors)] = parts
         self.tensors.append(row)
         self.regions.append(region)
         self.places.append(place)
@@ -148,11 +215,12 @@ class Checkpoint:
     def count(self) -> None:
         """Add up parameters and buffers."""
         self.counted = [0] * len(self.tensors)
+        whole = {index: size for index, row in enumerate(self.tensors) if (size := self._elements(index, row)) is not None}
         for role in ("parameter", "buffer"):
-            own = [index for index, row in enumerate(self.tensors) if row.role == role and row.shape is not None]
+            own = [index for index in whole if self.tensors[index].role == role]
             seen = [(index, region) for index in own if (region := self.regions[index]) is not None]
             for index in own:
-                self.counted[index] = math.prod(self.tensors[index].shape or ())
+                self.counted[index] = whole[index]
             for (index, _), added in zip(seen, elements_of([region for _, region in seen])):
                 self.counted[index] = added
             if role == "buffer":
@@ -160,11 +228,21 @@ class Checkpoint:
                 continue
             self.parameters = sum(self.counted[index] for index in own)
             for index in own:
-                row, whole = self.tensors[index], self.counted[index] == math.prod(self.tensors[index].shape or ())
-                size = row.bytes if whole else size_of(self.counted[index], row.dtype)
-                if size is not None:
-                    self.bytes_by_dtype[row.dtype] = self.bytes_by_dtype.get(row.dtype, 0) + size
+                for dtype, size in self._sizes(index, whole=self.counted[index] == whole[index]).items():
+                    self.bytes_by_dtype[dtype] = self.bytes_by_dtype.get(dtype, 0) + size
             self.parameter_bytes = None if own and not self.bytes_by_dtype else sum(self.bytes_by_dtype.values())
+
+    def _elements(self, index: int, row: TensorRow) -> int | None:
+        parts = self.parts.get(index)
+        return parts.elements if parts else None if row.shape is None else math.prod(row.shape)
+
+    def _sizes(self, index: int, *, whole: bool) -> dict[str, int]:
+        """Bytes by dtype that a tensor adds, ``whole`` or what of it no earlier one holds."""
+        row, parts = self.tensors[index], self.parts.get(index)
+        if whole and parts:
+            return parts.bytes
+        size = row.bytes if whole else size_of(self.counted[index], row.dtype)
+        return {} if size is None else {row.dtype: size}
 
 
 def refusal(head: bytes) -> str | None:
@@ -191,6 +269,12 @@ def refusal(head: bytes) -> str | None:
 
 def _packed(head: bytes) -> str | None:
     return next((said for start, said in _PACKED.items() if head.startswith(start)), None)
+
+
+def _stream(file: Readable, head: bytes) -> tuple[str, Iterator[bytes]] | None:
+    """What a file that is one compressed stream is packed with, and its bytes; None of any other."""
+    how, make = next((found for start, found in _STREAMS.items() if head.startswith(start)), ("", None))
+    return None if make is None else (how, unpacked(Window(file, 0, 1 << 62), make, several=True))
 
 
 def _is_tar(head: bytes) -> bool:
@@ -225,7 +309,7 @@ def sniff(path: str) -> tuple[str | None, str | None]:
     """The kind of a file by its first bytes, and what else it is. Raises :class:`OSError`."""
     size = os.stat(path).st_size
     if path.endswith(".distcp"):
-        return None, "a part of a distributed checkpoint: torch.distributed.checkpoint.format_utils.dcp_to_torch_save makes one file of its folder"
+        return None, "a part of a distributed checkpoint: audit its folder's .metadata, which says what is in it"
     with open(path, "rb") as file:
         head = file.read(512)
         kind = recognise(head, os.path.basename(path), size)
@@ -237,6 +321,11 @@ def sniff(path: str) -> tuple[str | None, str | None]:
 def _otherwise(file: Readable, head: bytes, size: int, *, named: bool = True) -> str | None:
     """The kind of a file that its first bytes do not tell: an array of objects, an archive behind other bytes, an old pickle."""
     said = refusal(head)
+    stream = _stream(file, head)
+    if stream:
+        begun = gathered(stream[1], 4096)[0]
+        if begun and (recognise(begun[:512], "", 1 << 62) or _imports(io.BytesIO(begun), 0, len(begun))):
+            return "packed"
     if head.startswith(b"\x93NUMPY"):
         return "array" if _objects_at(file) is not None else None
     if not (_packed(head) or _is_tar(head)) and has_directory(file, size) and (not said or read_archive(file, size, 10).members):
@@ -256,14 +345,14 @@ def sniff_any(path: str) -> tuple[str | None, str | None]:
             kind = None
         if kind is None and head:
             kind = _otherwise(file, head, size, named=False)
-        if kind == "zip":
-            made = Checkpoint(path, "torch-zip", size)
+        if kind in ("zip", "packed"):
+            made, what = Checkpoint(path, "torch-zip", size), "a zip archive" if kind == "zip" else "a compressed file"
             try:
-                _zip(made, file, size, Work.part(MAX_PICKLE // 10))
+                _READERS[kind](made, file, size, Work.part(MAX_PICKLE // 10))
             except TargetError:
-                return None, "a zip archive without a pickle"
+                return None, f"{what} without a pickle"
             if not made.tensors and all(used.tier in ("tensors", "plain data") for used in made.globals):
-                return None, "a zip archive whose pickles name no code: name it to audit it"
+                return None, f"{what} whose pickles name no code: name it to audit it"
         elif kind == "array" or (kind == "pickle" and _MAGIC_BYTES not in head[:32]):
             kind = kind if _imports(file, (_objects_at(file) or 0) if kind == "array" else 0, size) else None
     return kind, None if kind else refusal(head) or "no checkpoint that convaudit knows"
@@ -297,16 +386,17 @@ def _importable(reading: Reading) -> list[GlobalUse]:
 
 def _widening(file: Readable, start: int, size: int, most: int, work: Work) -> Reading:
     """Read what could be a pickle: a little of it, and more only while it goes on."""
-    window = 1 << 16
+    window = first = 1 << 12
     while True:
         data = read_at(file, start, min(window, size, most))
         spent = Work(**vars(work))
+        spent.bytes = max(0, spent.bytes - max(0, len(data) - first))
         reading = pickle_reader.read(data, work=spent)
         if reading.problem is None or not reading.problem.truncated or max(len(data), reading.problem.needs - 1) >= min(size, most):
             vars(work).update(vars(spent))
             return reading
         del reading
-        window *= 16
+        window = window * 16 if window * 32 < size else size  # never nearly all of it twice
 
 
 def read_checkpoint(path: str, *, max_pickle: int = MAX_PICKLE) -> Checkpoint:
@@ -320,12 +410,14 @@ def read_checkpoint(path: str, *, max_pickle: int = MAX_PICKLE) -> Checkpoint:
         with open(path, "rb") as file:
             work = Work.of(max_pickle)
             _READERS[kind](made, file, size, work)
-            if kind in ("safetensors", "pickle"):
+            if kind in ("safetensors", "pickle", "packed"):
                 _behind(made, file, size, work)
     except OSError as error:
         raise TargetError("read", f"{path}: cannot be read: {error.strerror or error}", kind=type(error).__name__) from error
     made.count()
     _prefixes(made)
+    if made.refused and made.format != "sharded" and not made.problems and all(used.tier == "tensors" for used in made.globals):
+        made.notes.append(f"weights_only refuses it, whatever it is told to allow: {made.refused[0]}")
     return made
 
 
@@ -379,7 +471,9 @@ def _safetensors(made: Checkpoint, file: BinaryIO, size: int, work: Work) -> Non
         made.problems.append("its header has more lists and objects than are read (--max-pickle)")
         return
     try:
-        header = json.loads(text, object_pairs_hook=once)
+        header = json.loads(text)
+        if _texts(header) != text.count(b'"'):  # a key is there twice, or a text holds a quote
+            header = json.loads(text, object_pairs_hook=once)
     except RecursionError:
         made.problems.append("its header is nested too deep")
         return
@@ -411,6 +505,12 @@ def _safetensors(made: Checkpoint, file: BinaryIO, size: int, work: Work) -> Non
         made.problems.append(f"its tensors take {last:,} bytes; the file holds {size - 8 - length:,}")
 
 
+def _texts(header: Any) -> int:
+    """Quotes around the texts of a header's entries."""
+    entries = header.values() if isinstance(header, dict) else ()
+    return 2 * len(entries) + sum(2 * (len(entry) + sum(type(held) is str for held in entry.values())) for entry in entries if type(entry) is dict)
+
+
 def _entry(made: Checkpoint, name: str, entry: Any, data_at: int) -> tuple[int, int] | None:
     shown = name[:80]
     try:
@@ -419,16 +519,14 @@ def _entry(made: Checkpoint, name: str, entry: Any, data_at: int) -> tuple[int, 
     except (TypeError, KeyError, ValueError):
         made.problems.append(f"{shown}: its entry is not dtype, shape and data_offsets")
         return None
-    if not isinstance(kind, str) or not isinstance(shape, list) or any(type(n) is not int for n in numbers):
+    if not isinstance(kind, str) or not isinstance(shape, list) or set(map(type, numbers)) != {int}:
         made.problems.append(f"{shown}: its dtype is no text, or its shape or offsets are no whole numbers")
         return None
-    if len(shape) > 64 or not all(0 <= n < 2**63 for n in numbers) or end < begin:
+    if len(shape) > 64 or min(numbers) < 0 or max(numbers) >= 2**63 or end < begin:
         made.problems.append(f"{shown}: more than 64 sizes, or a size or offset that is negative, above 2^63 or reversed")
         return None
     dtype, bits = SAFETENSORS.get(kind, (UNKNOWN, 0))
-    elements = 1
-    for n in shape:
-        elements *= n
+    elements = math.prod(shape)
     if not bits:
         made.unknown.append(name)
         made.notes.append(f"{shown}: unknown dtype {kind[:32]!r}")
@@ -455,20 +553,25 @@ def _pickle_file(made: Checkpoint, file: BinaryIO, size: int, work: Work) -> Non
         short = short or (len(readings) < 5 and readings[-1].end >= len(data))
         if not short or len(data) >= min(size, max_pickle):
             break
-        window *= 8
+        window = window * 8 if window * 16 < size else size
     vars(work).update(vars(spent))
     legacy = _MAGIC_BYTES in data[:32] or readings[0].value == _MAGIC
     made.format = "torch-legacy" if legacy else "pickle"
     names = ("magic number", "protocol version", "system info", "objects", "storage keys")
     for index, reading in enumerate(readings):
         member = (names[index] if index < 5 else f"pickle {index + 1}") if legacy else f"pickle {index + 1}"
-        _record(made, reading, member if len(readings) > 1 or legacy else "pickle")
+        _record(made, reading, member if len(readings) > 1 or legacy else "pickle", loaded=legacy)
     broken = readings[-1].problem
     if broken is not None:
         limited = len(data) < size and broken.truncated
-        made.problems.append(f"its pickle goes beyond {max_pickle:,} bytes (--max-pickle)" if limited else str(broken))
+        said = f"its pickle goes beyond {max_pickle:,} bytes (--max-pickle)" if limited else str(broken)
+        if not broken.limit and any(("joblib.numpy_pickle", "NumpyArrayWrapper") in reading.globals for reading in readings):
+            said += ": joblib puts raw arrays between its opcodes, and nothing behind the first was read"
+        made.problems.append(said)
         made.complete = False
     if not legacy:
+        if not made.packed and _distributed(made, readings, work):
+            return
         for reading in readings:
             _table(made, table_of(reading.value, "", work), None, {})
         if broken is None and readings[-1].end < size:
@@ -485,10 +588,121 @@ def _pickle_file(made: Checkpoint, file: BinaryIO, size: int, work: Work) -> Non
         made.complete = made.complete and len(readings) > 3
 
 
+def _distributed(made: Checkpoint, readings: list[Reading], work: Work) -> bool:
+    """Whether a pickle is the ``.metadata`` of a distributed checkpoint (``torch/distributed/checkpoint/metadata.py``, 2.13);
+    then its tensors are listed, and the parts that it names are read for their pickles."""
+    folder, root = os.path.dirname(made.path) or ".", readings[0].value
+    held = _fields(root, "Metadata")
+    if held is None:
+        if made.path.endswith(".metadata") and any(name.endswith(".distcp") for name in os.listdir(folder)):
+            made.problems.append("it is no Metadata of torch.distributed.checkpoint: the parts beside it were not read")
+        return False
+    made.format = "sharded"
+    listed, stored = held.get("state_dict_metadata"), held.get("storage_data")
+    if not isinstance(listed, Dict) or not isinstance(stored, Dict):
+        made.problems.append("its state_dict_metadata or storage_data is no dict")
+        made.complete = False
+        return True
+    for name, entry in listed.pairs():
+        tensor, work.tensors = _fields(entry, "TensorStorageMetadata"), work.tensors - 1
+        if work.tensors < 0:
+            made.problems.append("it lists more tensors than are read (--max-pickle)")
+            made.complete = False
+            break
+        if tensor is None or not isinstance(name, str):
+            made.notes += [] if _fields(entry, "BytesStorageMetadata") is not None else [f"{brief(name)}: its entry is no tensor's"]
+            continue
+        properties, shape = tensor.get("properties"), ints_of(tensor.get("size"))
+        state = properties.state if isinstance(properties, Call) else None
+        dtype = dtype_of(state[0]) if isinstance(state, tuple) and state else UNKNOWN
+        if shape is None or dtype == UNKNOWN:
+            made.unknown.append(name)
+        size = None if shape is None else size_of(math.prod(shape), dtype)
+        row = TensorRow(name, None if shape is None else list(shape), dtype, size, None, role_at(name, dtype))
+        made.add(row, None, None, _IN_PARTS)
+    _read_parts(made, Path(folder), stored, work)
+    return True
+
+
+_IN_PARTS = "it lies in parts in other files: torch.distributed.checkpoint.format_utils.dcp_to_torch_save makes one of them"
+
+
+def _fields(value: Any, kind: str) -> dict[str, Any] | None:
+    """The attributes of an object of one of torch.distributed.checkpoint's classes; None of any other."""
+    if not isinstance(value, Call) or not isinstance(value.function, Global) or value.args:
+        return None
+    function, state = value.function, Dict() if value.state is None else value.state
+    known = function.module.startswith("torch.distributed.checkpoint.") and function.name == kind and isinstance(state, Dict)
+    return {key: item for key, item in state.pairs() if isinstance(key, str)} if known else None
+
+
+def _read_parts(made: Checkpoint, folder: Path, stored: Dict, work: Work) -> None:
+    """Read what a distributed checkpoint keeps in other files: each item is a file of torch.save's in a range of bytes."""
+    items: set[tuple[str, int, int]] = set()
+    for _, entry in stored.pairs():
+        info = _fields(entry, "_StorageInfo") or {}
+        part, start, size = info.get("relative_path"), info.get("offset"), info.get("length")
+        if not isinstance(part, str) or type(start) is not int or type(size) is not int or info.get("transform_descriptors"):
+            made.problems.append("an entry of its storage_data is transformed or no range of bytes: what it names was not read")
+        else:
+            items.add((part, start, size))
+    most = work.members // 10
+    if len(items) > most:
+        made.problems.append(f"it names {len(items):,} ranges of bytes; only {most:,} are read (--max-pickle)")
+    for part, ranges in groupby(sorted(items)[:most], lambda item: item[0]):
+        path = folder / part
+        if os.path.basename(part) != part or part in ("", ".", "..") or path.resolve().parent != folder.resolve():
+            made.problems.append(f"part {part[:80]!r} lies outside its folder; it was not opened")
+        elif not path.is_file():
+            made.problems.append(f"part {part[:80]!r} is not there")
+        else:
+            with path.open("rb") as file:
+                length = os.fstat(file.fileno()).st_size
+                made.file_bytes += length
+                for _, start, size in ranges:
+                    where = f"{part[:80]}, byte {start:,}"
+                    if 0 <= start <= start + size <= length:
+                        _read_item(made, Window(file, start, size), where, work)
+                    else:
+                        made.problems.append(f"{where}: {size:,} bytes are named, beyond what the file holds")
+
+
+def _read_item(made: Checkpoint, item: Window, where: str, work: Work) -> None:
+    if read_at(item, 0, 4) == b"PK\3\4":
+        archive, known, left = _Zip(item, item.size, f"{where}!", base=None), len(made.globals), work.globals
+        _members(made, archive, work)
+        made.notes += [f"member {name} has a wrong CRC" for name in _scan(made, archive, work, None)]
+        if all(used.tier == "tensors" for used in made.globals[known:]):  # the same few in each
+            del made.globals[known:]
+            work.globals = left
+        return
+    reading = _widening(item, 0, item.size, min(work.pickle, work.bytes), work)
+    _record(made, reading, where)
+    made.problems.append(f"{where}: it is no archive" + (f": {reading.problem}" if reading.problem else ""))
+
+
 def _array_file(made: Checkpoint, file: BinaryIO, size: int, work: Work) -> None:
     """A numpy array of objects: a pickle behind a header."""
     start = _objects_at(file) or 0
     _pickle_file(made, Window(file, start, size - start), max(0, size - start), work)  # type: ignore[arg-type]
+
+
+def _packed_file(made: Checkpoint, file: BinaryIO, size: int, work: Work) -> None:
+    """A checkpoint in one compressed stream: unpacked to memory, as far as half the limit of a pickle."""
+    stream = _stream(file, read_at(file, 0, 512))
+    if stream is None:
+        raise TargetError("read", f"{made.path}: it was changed while it was read", kind="NoCheckpoint")
+    made.packed, parts = stream
+    data, short = gathered(parts, min(work.pickle, work.bytes) // (4 if made.packed == "bzip2" else 2))  # which is slow
+    work.bytes -= len(data)
+    if short:
+        made.problems.append(f"its {made.packed} stream {short}")
+    kind = recognise(data[:512], "", len(data))
+    _READERS[kind or "pickle"](made, io.BytesIO(data), len(data), work)
+    made.complete = made.complete and not short
+    made.places = [None] * len(made.places)
+    made.away.update(dict.fromkeys(range(len(made.places)), "the file is compressed: unpack it first"))
+    made.notes.append(f"compressed with {made.packed}: {len(data):,} bytes were unpacked and read")
 
 
 def _in_a_row(data: bytes, most: int, work: Work) -> list[Reading]:
@@ -534,7 +748,11 @@ def _legacy_storages(made: Checkpoint, file: BinaryIO, size: int, keys: Reading,
     return spans
 
 
-def _record(made: Checkpoint, reading: Reading, member: str) -> None:
+def _record(made: Checkpoint, reading: Reading, member: str, *, loaded: bool = False) -> None:
+    """Take a pickle's globals; ``loaded`` where torch.load reads it."""
+    if loaded:
+        made.to_allow |= {use.name: None for use in reading.globals.values() if use.tier == "plain data"} | reading.types
+        made.refused += reading.refused
     made.globals += [
         GlobalRow(use.name, use.tier, use.called, member, use.offset, use.arguments) for use in reading.globals.values()
     ]
@@ -557,18 +775,44 @@ def _table(
         span = spans.get(storage.key, "its storage is not in the file") if storage else "its elements are not in the file"
         regular = shape is not None and stride is not None and len(shape) == len(stride) and min((*shape, *stride, tensor.offset), default=0) >= 0
         region = place = None
-        if storage is not None and shape is not None:
-            steps = stride if regular and tensor.kind != "sparse" else None
-            region = Region((made.path, row.storage), tensor.offset, shape, steps, BITS.get(row.dtype, 0))
+        elements, parts = tensor.elements(), _parts(tensor)
+        if storage is not None and elements is not None:
+            steps = stride if regular and not tensor.parts else None
+            region = Region((made.path, row.storage), tensor.offset, shape or (elements,), steps, BITS.get(row.dtype, 0))
         if tensor.kind:
             span = f"it is {tensor.kind}"
         elif not isinstance(span, str) and regular and stride is not None:
             place = Place(made.path, *span, tensor.offset, stride)
-        made.add(row, region, place, span if isinstance(span, str) else "its shape or its strides are not known")
+        made.add(row, region, place, span if isinstance(span, str) else "its shape or its strides are not known", parts)
+    made.notes += _composed_said(table)
     made.problems += table.problems[:20]
     made.unknown += table.unknown
     if missing is not None:
         made.problems += [said for storage in table.storages.values() if (said := missing(storage))][:20]
+
+
+def _parts(tensor: Tensor) -> Parts | None:
+    elements = tensor.elements()
+    if not tensor.parts or elements is None or tensor.bytes is None:
+        return None
+    sizes: dict[str, int] = {}
+    for part in tensor.parts:
+        sizes[part.dtype] = sizes.get(part.dtype, 0) + (part.bytes or 0)
+    return Parts(elements, sizes)
+
+
+def _composed_said(table: Table) -> Iterator[str]:
+    """What of its sparse tensors is stored, and what its nested ones count for."""
+    for kind in ("sparse", "nested"):
+        found = [(row.name, tensor) for row, tensor in zip(table.rows, table.tensors) if tensor.parts and tensor.kind == kind]
+        if not found:
+            continue
+        named = found[0][0][:80] + (f" and {len(found) - 1:,} more" if found[1:] else "")
+        stored, counted = (sum(size or 0 for size in sizes) for sizes in zip(*((t.parts[0].elements(), t.elements()) for _, t in found)))
+        if kind == "sparse":
+            yield f"sparse ({named}): {stored:,} of {counted:,} elements are stored, with their indices"
+        else:
+            yield f"nested ({named}): its parts have several lengths, so it has no shape; {counted:,} elements are counted"
 
 
 _Span = tuple[int, int] | str
@@ -639,8 +883,9 @@ def _is_root(name: str) -> bool:
 
 
 def _members(made: Checkpoint, archive: _Zip, work: Work) -> None:
-    found = read_archive(archive.file, archive.size, work.members)
+    found = read_archive(archive.file, archive.size, work.members, work.bytes if archive.inside else MAX_DIRECTORY)
     work.members -= len(found.members)
+    work.bytes -= found.read if archive.inside else 0
     made.problems += [f"{archive.inside}: {said}" if archive.inside else said for said in found.problems]
     archive.members = found.members
 
@@ -648,14 +893,15 @@ def _members(made: Checkpoint, archive: _Zip, work: Work) -> None:
 def _scan(made: Checkpoint, archive: _Zip, work: Work, root: str | None) -> list[str]:
     """Look at every member for pickles, archives and code; the tensors are those of ``root``. Names with a wrong CRC."""
     wrong: list[str] = []
+    unsearched: list[str] = []
     file = archive.file
     for member in archive.members:
         head, _ = content(file, member, 512)
         program = made.format == "torchscript" and "/code/" in member.name
-        if not program and (head.startswith(b"\x7fELF") or member.name.lower().endswith(_NATIVE)):
+        if not program and (head.startswith(b"\x7fELF") or member.name.lower().endswith(_NATIVE) or _is_path_file(file, member)):
             made.codes.append(f"{archive.inside}{member.name}"[:500])
         stored = "/data/" in member.name and member.name.rpartition("/")[2].isdigit()
-        nested = head.startswith(b"PK\3\4") or _archive_behind(made, archive, member, work, storage=stored)
+        nested = head.startswith(b"PK\3\4") or _archive_behind(archive, member, work, unsearched, storage=stored)
         packed = _packed(head) or ("a tar file" if _is_tar(head) else None)
         named = member.name.endswith((".pkl", ".debug_pkl"))
         if nested:
@@ -668,27 +914,37 @@ def _scan(made: Checkpoint, archive: _Zip, work: Work, root: str | None) -> list
             sure = looks_like_pickle(head) or (not stored and member.name.lower().endswith(_PICKLED))
             if head.startswith(b"\x93NUMPY") or sure or _goes_on(head, work):
                 _unnamed(made, archive, member, work, sure=sure)
+    if unsearched:
+        more = f" and {len(unsearched) - 1:,} more" if unsearched[1:] else ""
+        made.notes.append(f"not searched for archives behind their beginning (--max-pickle): {unsearched[0]}{more}")
     return wrong
+
+
+def _is_path_file(file: Readable, member: Member) -> bool:
+    """Whether a .pth member is a text with imports for Python, not a checkpoint."""
+    data = content(file, member, 1 << 16)[0] if member.name.lower().endswith(".pth") else b""
+    return not data.startswith((b"PK", b"\x80")) and _IMPORTING.search(data) is not None
 
 
 def _goes_on(head: bytes, work: Work) -> bool:
     """Whether bytes without a pickle's header could be a pickle's: they end before they break."""
-    problem = pickle_reader.read(head, work=Work.part(work.pickle // 100)).problem if head else None
-    return bool(head) and (problem is None or problem.limit or problem.truncated)
+    if not pickle_reader.may_begin(head):
+        return False
+    problem = pickle_reader.read(head, work=Work.part(work.pickle // 100)).problem
+    return problem is None or problem.limit or problem.truncated
 
 
-def _archive_behind(made: Checkpoint, archive: _Zip, member: Member, work: Work, *, storage: bool) -> bool:
-    """Whether an archive stands at the end of a member; of a ``storage``, only one without a comment is looked for, in place."""
-    if member.size <= 512 or (storage and member.method):
+def _archive_behind(archive: _Zip, member: Member, work: Work, unsearched: list[str], *, storage: bool) -> bool:
+    """Whether an archive stands at the end of a member; of a ``storage``, only one without a comment is looked for.
+    Names of compressed ones that are too large for that go to ``unsearched``."""
+    if member.method not in (0, 8):
         return False
-    if member.method == 0:
-        least = 22 if storage else 65557
-        return b"PK\5\6" in read_at(archive.file, member.start + max(0, member.packed - least), min(least, member.packed))
-    if member.size > work.bytes:
-        made.notes.append(f"member {archive.shown(member)} was not searched for an archive behind its beginning (--max-pickle)")
-        return False
-    data, _ = _content(archive, member, work)
-    return has_directory(io.BytesIO(data), len(data))
+    if member.method:
+        if member.size > work.bytes - work.pickle:  # the rest is for pickles
+            unsearched.append(archive.shown(member))
+            return False
+        work.bytes -= member.size
+    return b"PK\5\6" in end_of(archive.file, member, 22 if storage else 65557)
 
 
 def _nested(made: Checkpoint, outer: _Zip, member: Member, work: Work) -> None:
@@ -795,6 +1051,7 @@ def _unnamed(made: Checkpoint, archive: _Zip, member: Member, work: Work, *, sur
     if share is not work:  # a guess leaves most of the limits to what is sure
         work.opcodes -= before[0] - share.opcodes
         work.objects -= before[1] - share.objects
+        work.bytes = share.bytes
     names = _importable(reading)
     begun = read_at(file, at, 1) == b"\x80"  # without its header, a list of words looks like one
     if any(use.tier != "tensors" if begun else use.called for use in names) or ((reading.globals if begun else names) and reading.problem is None):
@@ -815,7 +1072,7 @@ def _pickled_member(made: Checkpoint, archive: _Zip, member: Member, root: str |
     readings = _in_a_row(data, 100, work)
     first, last, shown = readings[0], readings[-1], archive.shown(member)
     for one in readings:
-        _record(made, one, f"{archive.inside}{member.name}")
+        _record(made, one, f"{archive.inside}{member.name}", loaded=one is first and root is not None and member.name == f"{root}data.pkl")
     if short:
         made.problems.append(f"member {shown} {short}")
     elif last.problem is not None:
@@ -934,6 +1191,8 @@ def _sharded(made: Checkpoint, file: BinaryIO, size: int, work: Work) -> None:
         made.problems += [f"{shard[:80]}: {said}" for said in part.problems]
         made.notes += [f"{shard[:80]}: {said}" for said in part.notes]
         made.unknown += part.unknown
+        made.to_allow |= part.to_allow
+        made.refused += part.refused
         made.codes += [f"{shard}: {name}" for name in part.codes]
         made.checksums.update({f"{shard}:{name}": known for name, known in part.checksums.items()})
         made.unnamed += [f"{shard}:{name}" for name in part.unnamed]
@@ -946,7 +1205,7 @@ def _sharded(made: Checkpoint, file: BinaryIO, size: int, work: Work) -> None:
             held[row.name] = shard
             place = row.storage
             row.storage = f"{shard}:{place}" if place is not None else None
-            made.add(row, region, lies, part.away.get(index, ""))
+            made.add(row, region, lies, part.away.get(index, ""), part.parts.get(index))
     absent = [name for name, shard in wanted.items() if held.get(name) != shard]
     made.complete = made.complete and not absent
     if absent and not made.problems:
@@ -955,4 +1214,5 @@ def _sharded(made: Checkpoint, file: BinaryIO, size: int, work: Work) -> None:
 
 _READERS: dict[str, Callable[[Checkpoint, BinaryIO, int, Work], None]] = {
     "safetensors": _safetensors, "pickle": _pickle_file, "zip": _zip, "sharded": _sharded, "array": _array_file,
+    "packed": _packed_file,
 }  # fmt: skip

@@ -45,6 +45,11 @@ class Match:
     outside: list[str] = field(default_factory=list)
     """Names in the file that do not have its prefix."""
 
+    @property
+    def fits(self) -> bool:
+        """Whether the model could hold the file's tensors, but for the width of its last layer."""
+        return not (self.missing or self.unexpected or self.resized) and bool(self.same or self.head)
+
 
 def match(rows: Iterable[TensorRow], model: Expected) -> Match:
     """Compare a file's tensors with a model's, after the prefix that lets most names agree."""
@@ -136,10 +141,13 @@ def model_of(path: str, max_pickle: int) -> tuple[str | None, str | None]:
 # Both audits
 
 
-def merged(file: TargetResult, model: TargetResult) -> TargetResult:
-    """The checkpoint's result with the model's inputs, layers, costs and findings; bytes stay the file's."""
+def merged(file: TargetResult, model: TargetResult, expected: Expected) -> TargetResult:
+    """The checkpoint's result with the model's inputs, layers, costs and findings, where it fits; bytes stay the file's."""
     assert file.totals is not None
     assert model.totals is not None
+    if file.checkpoint is not None and not match(file.checkpoint.tensors, expected).fits:
+        said = f"all of this is the file's alone: it does not fit {model.target}, which convaudit check audits by itself"
+        return msgspec.structs.replace(file, notes=[*file.notes, said])
     own, theirs = target_key(file.target), target_key(model.target)
     findings = [
         msgspec.structs.replace(f, fingerprint=f"{f.rule}:{own}:{f.fingerprint.removeprefix(f'{f.rule}:{theirs}:')}") for f in model.findings

@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from convaudit.checkpoints.tiers import Tier, tier_of
+from convaudit.checkpoints.tiers import ATTRIBUTES, GUARDED, SHARDED, TIERS, Tier, is_begun, tier_of
+from convaudit.checkpoints.weights_only import FILLED, REFUSED, type_made
 
 MAX_PICKLE = 64 * 1000**2
 """Bytes of one pickle that are read unless more is asked for (--max-pickle)."""
@@ -41,13 +42,15 @@ class Global:
 
 
 class Call:
-    """What loading would make by calling ``function``: with its state and the items set into it."""
+    """What loading would make by calling ``function``: with its state and the items set into it. ``guarded`` where it is one
+    of the calls that :data:`GUARDED` names are made for."""
 
-    __slots__ = ("args", "function", "items", "state")
+    __slots__ = ("args", "function", "guarded", "items", "state")
 
     def __init__(self, function: Any, args: Any) -> None:
         self.function = function
         self.args = args
+        self.guarded = False
         self.state: Any = None
         self.items: Dict | None = None  # SETITEM(S) on it, or APPEND(S) with the index left out (None)
 
@@ -97,6 +100,10 @@ class GlobalUse:
     called: bool = False
     arguments: str = ""
     """What it would be called with, shortened."""
+    loose: int = 0
+    """Of a guarded name: how often it came onto the stack, and was not called for what it may do."""
+    worst: Tier = "tensors"
+    """The tier of what it was called for."""
 
 
 class PickleProblem(Exception):
@@ -154,8 +161,14 @@ class Reading:
     """Code that pickles held as bytes name, with the offset of those bytes: loading this pickle calls none of it."""
     persistent: list[Any] = field(default_factory=list)
     """Ids of what is stored outside the pickle, in order."""
+    types: dict[str, None] = field(default_factory=dict)
+    """Types that weights_only must be told as well, though the pickle does not name them."""
+    refused: dict[str, None] = field(default_factory=dict)
+    """What weights_only refuses, whatever it is told: the first opcode, and containers that it does not fill."""
 
 
+_ZONE = re.compile(r"[A-Za-z][\w+-]{0,30}(?:/[A-Za-z][\w+-]{0,30}){0,3}", re.ASCII)
+"""A key of the time zone database."""
 OLD_PICKLE = re.compile(rb"(?:c|i)[A-Za-z_][\w.]{0,200}\r?\n[A-Za-z_][\w.]{0,200}\r?\n")
 
 
@@ -168,12 +181,20 @@ def uncollected() -> Iterator[None]:
         yield
     finally:
         if collecting:
+            if not gc.get_freeze_count():  # else what is not ours would be unfrozen
+                gc.freeze()
+                gc.unfreeze()  # all is old now: the next collection does not look through it
             gc.enable()
 
 
 def looks_like_pickle(head: bytes) -> bool:
     """Whether bytes could be the start of a pickle: PROTO, or a GLOBAL or INST of protocols 0 and 1 near the start."""
     return (len(head) > 1 and head[0] == 0x80 and head[1] <= 5) or OLD_PICKLE.search(head) is not None
+
+
+def may_begin(data: bytes) -> bool:
+    """Whether the first byte is an opcode."""
+    return bool(data) and _TABLE[data[0]] is not None
 
 
 def read(data: bytes, start: int = 0, *, work: Work | None = None, depth: int = 0) -> Reading:
@@ -184,11 +205,13 @@ def read(data: bytes, start: int = 0, *, work: Work | None = None, depth: int = 
         with uncollected():
             reading.value = machine.run()
     except PickleProblem as problem:
-        reading.problem = problem
+        reading.problem = problem.with_traceback(None)  # its frames hold the reading
     except IndexError:
         reading.problem = PickleProblem(f"opcode at byte {machine.at:,} takes more than the stack holds")
     except (ValueError, struct.error, OverflowError, Warning) as error:
         reading.problem = PickleProblem(f"opcode at byte {machine.at:,}: {str(error)[:200]}")
+    if machine.overlong is not None and not (reading.problem is not None and reading.problem.limit):
+        reading.problem = machine.overlong
     machine.settle()
     reading.end = machine.position
     return reading
@@ -231,23 +254,49 @@ class _Machine:
         self.work = work
         self.depth = depth
         self.spare: Work | None = None  # for the pickles in its bytes
-        self.partial: bool | None = None  # whether all calls of functools.partial are of what is no code; None without any
-        self.getattr: GlobalUse | None = None
-        self.loose = 0  # getattr on the stack, that was not called for a member of an enum
+        self.guards: list[GlobalUse] = []
+        self.table = _WATCHED.copy()
+        self.protocol = 0
+        self.overlong: PickleProblem | None = None
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.fence = 0
         self.memo: dict[int, Any] = {}
+        self.names: dict[tuple[str, str], Global] = {}  # by module and name, as they are written
         self.objects = 0
         self.reading = Reading()
 
     def run(self) -> Any:
-        data, table, end, work = self.data, _TABLE, len(self.data), self.work
-        left, most = work.opcodes, work.objects
+        """The pickle's value. Numbers and the memo, most of a large pickle, are handled here: a call each would double the time."""
+        data, table, end, work, stack, memo = self.data, self.table, len(self.data), self.work, self.stack, self.memo
+        left, most, at, whole = work.opcodes, work.objects, self.position, end - 4
         try:
             while True:
-                self.at = at = self.position
+                if left <= 0 or self.objects > most:
+                    raise self.limit("opcodes" if left <= 0 else "objects")
+                left -= 1
+                if at < whole:  # none of these is cut short
+                    code = data[at]
+                    if code == 0x71 or code == 0x72:  # BINPUT, LONG_BINPUT
+                        index = data[at + 1] if code == 0x71 else int.from_bytes(data[at + 1 : at + 5], "little")
+                        if len(stack) > self.fence:
+                            self.objects += index not in memo
+                            memo[index] = stack[-1]
+                            at += 2 if code == 0x71 else 5
+                            continue
+                    elif code == 0x68:  # BINGET
+                        value = memo.get(data[at + 1], memo)
+                        if value is not memo and not self.guards:
+                            stack.append(value)
+                            at += 2
+                            continue
+                    elif code == 0x4B:  # BININT1
+                        stack.append(data[at + 1])
+                        at += 2
+                        continue
+                self.at = at
                 if at >= end:
+                    self.position = at
                     raise PickleProblem(f"the pickle ends at byte {at:,} without STOP", truncated=True)
                 code = data[at]
                 self.position = at + 1
@@ -257,9 +306,7 @@ class _Machine:
                 if handler is None:
                     raise PickleProblem(f"byte {at:,} ({code:#04x}) is no pickle opcode")
                 handler(self)
-                left -= 1
-                if left <= 0 or self.objects > most:
-                    raise self.limit("opcodes" if left <= 0 else "objects")
+                at = self.position
         finally:
             work.opcodes = left
             work.objects -= min(self.objects, work.objects)
@@ -271,13 +318,10 @@ class _Machine:
         )
 
     def settle(self) -> None:
-        """``functools.partial`` that only ever wraps what is no code can do no more than that; nor can ``getattr`` that is
-        only ever called for members of enums."""
-        use = self.reading.globals.get(("functools", "partial"))
-        if use is not None and self.partial:
-            use.tier = "classes"
-        if self.getattr is not None and not self.loose:
-            self.getattr.tier = "classes"
+        """A guarded name that is only ever called for what is no code is none."""
+        for use in self.guards:
+            if not use.loose:
+                use.tier = use.worst
 
     # Stack and arguments
 
@@ -367,16 +411,21 @@ class _Machine:
     def named(self, module: str, name: str) -> Global:
         if len(module) > MAX_NAME or len(name) > MAX_NAME:
             return self.computed(f"a name of {len(module) + len(name):,} characters ({module[:40]}… {name[:40]}…)")
-        tier, module, name = tier_of(module, name)
-        made = self.known(module, name, f"{module}.{name}", tier)
-        if (module, name) == ("builtins", "getattr"):
-            self.getattr = made.use
-            self.loosen(made)
+        made = self.names.get((module, name))
+        if made is None:
+            tier, held_in, real = tier_of(module, name)
+            made = self.names[module, name] = self.known(held_in, real, f"{held_in}.{real}", tier)
+            if made.use.name in GUARDED:
+                self.guards.append(made.use)
+        else:
+            self.objects += 1
+        self.loosen(made)
         return made
 
     def loosen(self, value: Any) -> None:
-        """Count ``getattr`` where it comes onto the stack."""
-        self.loose += isinstance(value, Global) and value.use is self.getattr
+        """Count a guarded name where it comes onto the stack."""
+        if self.guards and isinstance(value, Global):
+            value.use.loose += 1
 
     def known(self, module: str, name: str, shown: str, tier: Tier) -> Global:
         uses = self.reading.globals
@@ -393,29 +442,36 @@ class _Machine:
         return self.known("", said, said, "code")
 
     def call(self, function: Any, args: Any) -> Call:
+        made = Call(function, args)
         if isinstance(function, Global):
-            if not function.use.called:
-                function.use.called = True
-                function.use.arguments = brief(args)
-            if function.module == "functools" and function.name == "partial":
-                self.wraps(args)
-            elif function.use is self.getattr and _is_member(args):
-                self.loose -= 1
+            use = function.use
+            if not use.called:
+                use.called = True
+                use.arguments = brief(args)
+            if self.guards and use.name in GUARDED:
+                self.guard(made, use)
+            elif use.name == "zoneinfo.ZoneInfo":  # no pickle calls it by itself
+                self.computed(f"a call of {use.name}").use.called = True
             elif (function.module, function.name) == ("_codecs", "encode") and isinstance(args, tuple) and args:
                 self.encoded(args[0])
-        elif isinstance(function, Call):  # the result of a call, called
+        elif isinstance(function, Call) and not _is_known(function, args):  # the result of a call, called
             root = function.function
             name = root.use.name if isinstance(root, Global) else "a call"
-            made = self.computed(f"the result of {name}")
-            made.use.called, made.use.arguments = True, brief(args)
+            result = self.computed(f"the result of {name}")
+            result.use.called, result.use.arguments = True, brief(args)
         self.objects += 1
-        return Call(function, args)
+        return made
 
-    def wraps(self, args: Any) -> None:
-        """A call, or the state, of ``functools.partial``: harmless where what it wraps is a name that is no code."""
-        inner = args[0] if isinstance(args, tuple) and args else None
-        plain = isinstance(inner, Global) and inner.use.tier != "code"
-        self.partial = plain and self.partial is not False
+    def guard(self, made: Call, use: GlobalUse) -> None:
+        """Whether a guarded name is called for what it may do; that takes a while, and is counted so."""
+        self.objects += 4
+        tier = _tier_of_call(use.name, made.args)
+        if tier is not None:
+            made.guarded = True
+            use.loose -= 1
+            if use.worst != tier:
+                use.worst = max(use.worst, tier, key=TIERS.index)
+                self.reading.refused[f"a call of {use.name}"] = None
 
     def encoded(self, text: Any) -> None:
         """Bytes as protocols 0 to 2 write them: text of Latin-1."""
@@ -428,13 +484,52 @@ class _Machine:
             self.inner(text.encode("latin-1", "replace"))
 
 
-def _is_member(args: Any) -> bool:
+def _tier_of_call(name: str, args: Any) -> Tier | None:
+    """The tier of a call of a guarded name; None where it could do more than it is made for."""
+    if not isinstance(args, tuple) or not args:
+        return None
+    first = args[0]
+    if name == "functools.partial":
+        return "classes" if _is_plain(first) else None
+    if name == "builtins.type":  # of the values whose classes have no other name
+        alone = first is None or (isinstance(first, Global) and first.use.name in ("builtins.Ellipsis", "builtins.NotImplemented"))
+        return "plain data" if alone and len(args) == 1 else None
+    if len(args) != 2:
+        return None
+    if name == "builtins.getattr":
+        if isinstance(first, Global) and isinstance(args[1], str):
+            if args[1] in ATTRIBUTES.get(first.use.name, ()):
+                return first.use.tier
+            return "classes" if _is_member(first, args[1]) else None
+        return None
+    hints = args[1] if isinstance(args[1], tuple) else args[1:]  # _operator.getitem and or_: typing.List[int], int | None
+    if name == "_operator.getitem" and not (isinstance(first, Global) and first.module == "typing"):
+        return None
+    if len(hints) > 10 or not all(_is_plain(hint) or hint is None for hint in (first, *hints)):
+        return None
+    return "classes" if any(isinstance(hint, Global) and hint.use.tier == "classes" for hint in (first, *hints)) else "plain data"
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is a name of no code, or a call that a guarded name is made for."""
+    return value.use.tier != "code" if isinstance(value, Global) else isinstance(value, Call) and value.guarded
+
+
+def _is_member(kind: Global, name: str) -> bool:
     """Whether ``getattr`` is called as Python 3.11.0 to 3.11.4 pickle a member of an enum: a class, and a name in capitals."""
-    if not isinstance(args, tuple) or len(args) != 2:
+    a_class = kind.use.tier == "classes" and kind.name[:1].isupper() and not kind.module.startswith("torch")
+    return a_class and name.isidentifier() and name.isupper() and name[0] != "_"
+
+
+def _is_known(function: Call, args: Any) -> bool:
+    """Whether the result of ``getattr`` is called as dates with a time zone and sharded tensors are pickled."""
+    fetched = function.guarded and isinstance(function.function, Global) and function.function.use.name == "builtins.getattr"
+    if not fetched or not isinstance(args, tuple):
         return False
-    kind, name = args
-    a_class = isinstance(kind, Global) and kind.use.tier == "classes" and kind.name[:1].isupper() and not kind.module.startswith("torch")
-    return a_class and isinstance(name, str) and name.isidentifier() and name.isupper() and name[0] != "_"
+    name = function.args[0].use.name
+    if name == "zoneinfo.ZoneInfo":
+        return len(args) == 2 and isinstance(args[0], str) and _ZONE.fullmatch(args[0]) is not None and args[1] in (0, 1)
+    return name == SHARDED and args == ()
 
 
 def _constant(value: Any) -> Callable[[_Machine], None]:
@@ -450,7 +545,12 @@ def _new(kind: type[Any]) -> Callable[[_Machine], None]:
 
 def _unpacked(form: str) -> Callable[[_Machine], None]:
     one = struct.Struct(form)
-    return lambda m: m.stack.append(one.unpack(m.take(one.size))[0])
+    size, unpack = one.size, one.unpack
+
+    def push(m: _Machine) -> None:
+        m.stack.append(unpack(m.take(size))[0])
+
+    return push
 
 
 def _number(m: _Machine, text: bytes) -> None:
@@ -458,28 +558,37 @@ def _number(m: _Machine, text: bytes) -> None:
     if len(text) > 64:
         m.push(Opaque("a long integer"))
         return
-    octal = text.lstrip(b"+-").startswith(b"0") and text.lstrip(b"+-").isdigit()
-    m.push(int(text, 8 if octal else 0))
+    digits = text.lstrip(b"+-")
+    if digits.isdigit():
+        m.made(int(text, 8 if digits[:1] == b"0" else 10))
+    else:
+        m.made(int(text, 0))
 
 
 def _int_line(m: _Machine) -> None:
     text = m.line().strip()
-    if text in (b"00", b"01"):
-        m.push(text == b"01")
-        return
-    _number(m, text)
+    if text == b"00" or text == b"01":
+        m.stack.append(text == b"01")
+    else:
+        _number(m, text)
 
 
 def _long_line(m: _Machine) -> None:
     _number(m, m.line().strip().removesuffix(b"L"))
 
 
-def _long(width: int) -> Callable[[_Machine], None]:
-    def push(m: _Machine) -> None:
-        data = m.sized(width, signed=width == 4)
-        m.push(int.from_bytes(data, "little", signed=True) if len(data) <= 32 else Opaque("a long integer"))
+def _short_long(m: _Machine) -> None:
+    data, start = m.data, m.position + 1
+    end = start + (data[start - 1] if start <= len(data) else 0)
+    if end > len(data):
+        m.take(m.take(1)[0])  # says what is missing
+    m.position = end
+    m.stack.append(int.from_bytes(data[start:end], "little", signed=True) if end - start <= 32 else Opaque("a long integer"))
 
-    return push
+
+def _long(m: _Machine) -> None:
+    data = m.sized(4, signed=True)
+    m.made(int.from_bytes(data, "little", signed=True) if len(data) <= 32 else Opaque("a long integer"))
 
 
 def _text(m: _Machine, data: bytes, size: int) -> None:
@@ -528,7 +637,7 @@ def _unicode_line(m: _Machine) -> None:
 
 def _float_line(m: _Machine) -> None:
     text = m.line()
-    m.push(float(text) if len(text) <= 1000 else Opaque("a long number"))
+    m.made(float(text) if len(text) <= 1000 else Opaque("a long number"))
 
 
 def _mark(m: _Machine) -> None:
@@ -546,8 +655,7 @@ def _pop(m: _Machine) -> None:
 
 def _dup(m: _Machine) -> None:
     value = m.top()
-    if m.getattr is not None:
-        m.loosen(value)
+    m.loosen(value)
     m.push(value)
 
 
@@ -589,6 +697,9 @@ def _put_items(m: _Machine, holder: Any, items: list[Any], *, keyed: bool) -> No
         if holder.items is None:
             holder.items = Dict()
             m.objects += 1
+            made = holder.function.use if isinstance(holder.function, Global) else None
+            if made is not None and made.tier == "plain data" and made.name not in FILLED:
+                m.reading.refused[f"a {made.name} with items"] = None
         holder.items.extend(items if keyed else [part for item in items for part in (None, item)])
     elif isinstance(holder, Global):
         _changed(m, holder, items)
@@ -596,9 +707,9 @@ def _put_items(m: _Machine, holder: Any, items: list[Any], *, keyed: bool) -> No
         raise PickleProblem(f"opcode at byte {m.at:,} puts items into {brief(holder)}")
 
 
-def _changed(m: _Machine, holder: Global, state: Any) -> None:
+def _changed(m: _Machine, holder: Global | Call, state: Any) -> None:
     """Loading would change the named thing itself, as BUILD with a slot state does."""
-    made = m.computed(f"a change of {holder.use.name} itself")
+    made = m.computed(f"a change of {holder.use.name if isinstance(holder, Global) else brief(holder)} itself")
     made.use.called, made.use.arguments = True, brief(state)
 
 
@@ -635,8 +746,7 @@ def _recall(m: _Machine, index: int) -> None:
     if index not in m.memo:
         raise PickleProblem(f"opcode at byte {m.at:,} asks for memo entry {index}, which was never put")
     value = m.memo[index]
-    if m.getattr is not None:
-        m.loosen(value)
+    m.loosen(value)
     m.push(value)
 
 
@@ -656,7 +766,15 @@ def _memoize(m: _Machine) -> None:
 
 
 def _two_lines(m: _Machine) -> Global:
-    module, name = (m.line().decode("utf-8", "backslashreplace") for _ in range(2))
+    module = m.line().decode("utf-8", "backslashreplace")
+    start = m.position
+    try:
+        name = m.line().decode("utf-8", "backslashreplace")
+    except PickleProblem:  # pickle looks up what there is but the last byte, before it misses the rest
+        cut = m.data[start : start + MAX_NAME].decode("utf-8", "backslashreplace")[:-1]
+        if cut and not is_begun(module, cut):
+            m.named(module, cut)
+        raise
     return m.named(module, name)
 
 
@@ -710,8 +828,15 @@ def _build(m: _Machine) -> None:
     state = m.pop()
     holder = m.top()
     if isinstance(holder, Call):
-        if isinstance(holder.function, Global) and holder.function.use.name == "functools.partial":
-            m.wraps(state)
+        use = holder.function.use if isinstance(holder.function, Global) else None
+        if use is not None and use.name == "functools.partial":
+            use.loose += _tier_of_call(use.name, state) is None
+        elif use is not None and holder.guarded:  # a class or a function
+            _changed(m, holder, state)
+        elif use is not None and use.tier == "plain data":
+            made = type_made(use.name, holder.args[0] if isinstance(holder.args, tuple) and holder.args else None)
+            if made:
+                m.reading.types[made] = None
         if isinstance(holder.state, Dict) and isinstance(state, Dict):
             m.objects += len(state)
             holder.state.extend(state)
@@ -738,12 +863,14 @@ def _proto(m: _Machine) -> None:
     version = m.take(1)[0]
     if version > 5:
         raise PickleProblem(f"byte {m.at:,}: pickle protocol {version} does not exist")
+    m.protocol = version
 
 
 def _frame(m: _Machine) -> None:
     size = int.from_bytes(m.take(8), "little")
-    if size > len(m.data) - m.position:
-        raise PickleProblem(f"the frame at byte {m.at:,} is longer than what is left", truncated=True, needs=m.position + size)
+    if size > len(m.data) - m.position and m.overlong is None:  # the unpickler in Python reads on, the one in C does not
+        said = f"the frame at byte {m.at:,} is longer than what is left"
+        m.overlong = PickleProblem(said, truncated=True, needs=m.position + size)
 
 
 def _readonly(m: _Machine) -> None:
@@ -760,10 +887,24 @@ _OPCODES: dict[str, Callable[[_Machine], None]] = {
     "p": lambda m: _remember(m, _index_line(m)), "q": _index(1, _remember), "r": _index(4, _remember), "s": _setitem,
     "t": _tuple, ")": _constant(()), "u": _setitems, "G": _unpacked(">d"), "\x80": _proto, "\x81": _newobj,
     "\x82": _extension(1), "\x83": _extension(2), "\x84": _extension(4), "\x85": _tuple_of(1), "\x86": _tuple_of(2),
-    "\x87": _tuple_of(3), "\x88": _constant(True), "\x89": _constant(False), "\x8a": _long(1), "\x8b": _long(4),
+    "\x87": _tuple_of(3), "\x88": _constant(True), "\x89": _constant(False), "\x8a": _short_long, "\x8b": _long,
     "B": _counted(4, _bytes), "C": _counted(1, _bytes), "\x8c": _counted(1, _text), "\x8d": _counted(8, _text),
     "\x8e": _counted(8, _bytes), "\x8f": _new(Set), "\x90": _appends, "\x91": _frozenset, "\x92": _newobj_ex,
     "\x93": _stack_global, "\x94": _memoize, "\x95": _frame, "\x96": _counted(8, _bytes),
     "\x97": lambda m: m.made(Opaque("an out-of-band buffer")), "\x98": _readonly,
 }  # fmt: skip
 _TABLE: list[Callable[[_Machine], None] | None] = [_OPCODES.get(chr(code)) for code in range(256)]
+
+
+def _watched(code: str) -> Callable[[_Machine], None]:
+    """Say of the first opcode that weights_only refuses that it does."""
+
+    def use(m: _Machine) -> None:
+        m.reading.refused[f"opcode {REFUSED[code]} at byte {m.at:,} (pickle protocol {m.protocol or '0 or 1'})"] = None
+        m.table[:] = _TABLE
+        _OPCODES[code](m)
+
+    return use
+
+
+_WATCHED = [_watched(chr(code)) if chr(code) in REFUSED else handler for code, handler in enumerate(_TABLE)]

@@ -6,13 +6,13 @@ import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 MAX_MARKED = 1 << 26
 """Elements of one file that are marked one by one (64 MB), where views with gaps between their elements share a storage."""
 
 
-@dataclass(frozen=True)
-class Region:
+class Region(NamedTuple):
     """The elements of a storage that a tensor sees, each of ``bits``; ``stride`` is None where that is not known."""
 
     storage: Hashable

@@ -63,7 +63,8 @@ class Storage:
 @dataclass
 class Tensor:
     """A tensor as its rebuild call describes it; None is not known. Offsets and strides are in elements; ``kind`` says what
-    it is where its elements do not lie in its storage as they are."""
+    it is where its elements do not lie in its storage as they are, ``parts`` what a sparse or nested one is stored as:
+    its values, then indices or lengths. ``held`` are the elements of one that has no one shape."""
 
     shape: tuple[int, ...] | None
     dtype: str
@@ -73,11 +74,13 @@ class Tensor:
     bytes: int | None = None
     parameter: bool = False
     kind: str = ""
+    parts: tuple[Tensor, ...] = ()
+    held: int | None = None
 
     def elements(self) -> int | None:
         """How many elements the shape holds."""
         if self.shape is None:
-            return None
+            return self.held
         count = 1
         for size in self.shape:
             count *= size
@@ -151,6 +154,8 @@ def _rebuilt(module: str, name: str, args: tuple[Any, ...], state: Any, depth: i
         return _array(state[1], state[2]) if isinstance(state, tuple) and len(state) == 5 else None
     if module in ("numpy.core.numeric", "numpy._core.numeric") and name == "_frombuffer":  # protocol 5
         return _array(args[2], args[1]) if len(args) > 2 else None
+    if (module, name) == ("torch.nested._internal.nested_tensor", "_rebuild_njt") and args and isinstance(args[0], Dict):
+        return _jagged(args[0], depth)
     if module != "torch._utils":
         return None
     if name in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_qtensor") and len(args) >= 4:
@@ -159,32 +164,50 @@ def _rebuilt(module: str, name: str, args: tuple[Any, ...], state: Any, depth: i
             made.kind = "conjugated" if isinstance(args[6], Dict) and "conj" in args[6][::2] else "negated"
         return made
     if name == "_rebuild_tensor_v3" and len(args) >= 7:
-        return _strided(args, _dtype(args[6]))
+        return _strided(args, dtype_of(args[6]))
     if name == "_rebuild_meta_tensor_no_storage" and len(args) >= 3:
-        return Tensor(_ints(args[1]), _dtype(args[0]), bytes=0, kind="on the meta device")
+        return Tensor(ints_of(args[1]), dtype_of(args[0]), bytes=0, kind="on the meta device")
     if name == "_rebuild_wrapper_subclass" and len(args) >= 3:
-        return Tensor(_ints(args[2]), _dtype(args[1]), kind="a wrapper of others")
+        return Tensor(ints_of(args[2]), dtype_of(args[1]), kind="a wrapper of others")
     if name == "_rebuild_sparse_tensor" and len(args) == 2 and isinstance(args[1], tuple):
         parts = [(part, tensor_of(part, depth + 1)) for part in args[1][:8]]
-        shape = next((found for part, inner in parts if inner is None and (found := _ints(part)) is not None), None)
-        held = [inner for _, inner in parts if inner is not None]
-        values = held[-1] if held else None
-        sizes = [size_of(part.elements(), part.dtype) for part in held]
-        known = None if not sizes or None in sizes else sum(size or 0 for size in sizes)
-        return Tensor(shape, values.dtype if values else UNKNOWN, values.storage if values else None, bytes=known, kind="sparse")
+        shape = next((found for part, inner in parts if inner is None and (found := ints_of(part)) is not None), None)
+        return _composed("sparse", shape, [inner for _, inner in reversed(parts) if inner is not None])
     if name == "_rebuild_device_tensor_from_cpu_tensor" and args:
         return tensor_of(args[0], depth + 1)
-    if name in ("_rebuild_nested_tensor", "_rebuild_device_tensor_from_numpy"):
-        numpy = name.endswith("numpy")
-        return Tensor(None, _dtype(args[1]) if numpy and len(args) > 1 else UNKNOWN, kind="a numpy array" if numpy else "nested")
+    if name == "_rebuild_nested_tensor":
+        made = _composed("nested", None, [inner for part in args[:8] if (inner := tensor_of(part, depth + 1)) is not None])
+        made.held = made.parts[0].elements() if made.parts else None
+        return made
+    if name == "_rebuild_device_tensor_from_numpy":
+        return Tensor(None, dtype_of(args[1]) if len(args) > 1 else UNKNOWN, kind="a numpy array")
     return None
+
+
+def _composed(kind: str, shape: tuple[int, ...] | None, parts: list[Tensor]) -> Tensor:
+    """A tensor that is stored as several, the first of which are its values; its bytes are those of all."""
+    values = parts[0] if parts else Tensor(None, UNKNOWN)
+    sizes = [part.bytes for part in parts if part.bytes is not None]
+    size = sum(sizes) if parts and len(sizes) == len(parts) else None
+    return Tensor(shape, values.dtype, values.storage, values.offset, bytes=size, kind=kind, parts=tuple(parts))
+
+
+def _jagged(fields: Dict, depth: int) -> Tensor:
+    """A nested tensor of the jagged layout; one that skips values, by ``lengths``, does not tell how many it has."""
+    pairs = dict.fromkeys(("values", "offsets", "lengths", "_metadata_cache"))
+    pairs.update((key, item) for key, item in fields.pairs() if isinstance(key, str) and key in pairs)
+    cached = pairs.pop("_metadata_cache")
+    items = [*pairs.values(), *(cached[1:9:2] if isinstance(cached, Dict) else [])]
+    made = _composed("nested", None, [inner for item in items if (inner := tensor_of(item, depth + 1)) is not None])
+    made.held = made.parts[0].elements() if made.parts and pairs["lengths"] is None else None
+    return made
 
 
 def _strided(args: tuple[Any, ...], dtype: str | None) -> Tensor:
     storage = storage_of(args[0])
     found = dtype or (storage.dtype if storage else UNKNOWN)
     offset = (args[1] if isinstance(args[1], int) else 0) + (storage.begin if storage else 0)
-    made = Tensor(_ints(args[2]), found, storage, offset, _ints(args[3]))
+    made = Tensor(ints_of(args[2]), found, storage, offset, ints_of(args[3]))
     made.bytes = size_of(made.elements(), found)
     return made
 
@@ -195,16 +218,17 @@ def _array(shape: Any, dtype: Any) -> Tensor | None:
     found = code.name if isinstance(code, Global) else _ARRAYS.get(code) if isinstance(code, str) else None
     if found not in BITS:
         return None
-    made = Tensor(_ints(shape), found, kind="a numpy array in the pickle")
+    made = Tensor(ints_of(shape), found, kind="a numpy array in the pickle")
     made.bytes = size_of(made.elements(), found)
     return made
 
 
-def _dtype(value: Any) -> str:
+def dtype_of(value: Any) -> str:
+    """torch's name of a dtype, or "unknown"."""
     return value.name if isinstance(value, Global) and value.module == "torch" and value.name in BITS else UNKNOWN
 
 
-def _ints(value: Any) -> tuple[int, ...] | None:
+def ints_of(value: Any) -> tuple[int, ...] | None:
     """A shape or stride: a tuple, or a ``torch.Size`` of one."""
     if isinstance(value, Call) and isinstance(value.args, tuple) and len(value.args) == 1:
         value = value.args[0]
@@ -395,10 +419,11 @@ def _add(table: Table, tensor: Tensor, name: str, role: Role | None, where: str)
     storage = tensor.storage
     if role is None:
         role = role_of(name, tensor.dtype)
-    if storage is not None:
-        known = table.storages.setdefault(storage.key, storage)
-        _check(table, tensor, known, name)
-    if tensor.dtype == UNKNOWN or tensor.shape is None:
+    for part in tensor.parts or (tensor,):
+        if part.storage is not None:
+            known = table.storages.setdefault(part.storage.key, part.storage)
+            _check(table, part, known, name)
+    if tensor.dtype == UNKNOWN or tensor.elements() is None:
         table.unknown.append(name)
     table.tensors.append(tensor)
     shape = list(tensor.shape) if tensor.shape is not None else None
@@ -410,6 +435,12 @@ def _add(table: Table, tensor: Tensor, name: str, role: Role | None, where: str)
 def role_of(name: str, dtype: str) -> Role:
     """Parameter or buffer, as far as a state_dict tells: by name and dtype."""
     return "buffer" if name.rpartition(".")[2] in _BUFFERS or dtype in _INTEGERS else "parameter"
+
+
+def role_at(name: str, dtype: str) -> Role:
+    """As :func:`role_of`, of a name with the keys that it stands under."""
+    beside = _beside(name.partition(".")[0])
+    return role_of(name, dtype) if beside == "other" else beside
 
 
 def _check(table: Table, tensor: Tensor, storage: Storage, name: str) -> None:

@@ -52,6 +52,7 @@ _PLAIN_BY_MODULE = {
     "numpy.rec": "recarray record",
     "numpy.core.multiarray": "_reconstruct scalar",
     "numpy._core.multiarray": "_reconstruct scalar",
+    "numpy._core._internal": "_convert_to_stringdtype_kwargs",
     "numpy.core.numeric": "_frombuffer",
     "numpy._core.numeric": "_frombuffer",
     "numpy.random._pickle": "__randomstate_ctor __bit_generator_ctor __generator_ctor",
@@ -72,9 +73,12 @@ _PLAIN_BY_MODULE = {
     "numpy.ma.core": "MaskedArray _mareconstruct",
     "builtins": "Ellipsis NotImplemented slice range frozenset list dict tuple int float str bytes bool object",
     "copyreg": "_reconstructor",
-    "types": "SimpleNamespace",
     "re": "_compile Pattern",
-    "typing": "Any",
+    "typing": "Any Callable Dict FrozenSet Iterable Iterator List Literal Mapping Optional Sequence Set Tuple Type Union",
+    "types": "GenericAlias SimpleNamespace",
+    "collections.abc": "Callable Collection Container Generator Hashable ItemsView Iterable Iterator KeysView Mapping MutableMapping "
+    "MutableSequence MutableSet Reversible Sequence Set Sized ValuesView",
+    "zoneinfo": "ZoneInfo",
     "torch.torch_version": "TorchVersion",
     "torch._C": "Generator",
     "torch.distributed.tensor": "DTensor",
@@ -113,8 +117,35 @@ _CLASS_MODULES = (
     "torch.distributed._shard.", "torch.ao.nn.", *(f"torch.{where}quantization.{part}" for where in ("", "ao.") for part in ("stubs", "observer", "fake_quantize")),
 )  # fmt: skip
 """Modules of torch whose classes whole networks are made of; torch.fx's, whose source code is in the pickle, are not."""
-_ACTIVATIONS = frozenset("relu relu6 gelu silu mish elu selu celu leaky_relu softplus hardswish hardtanh tanh sigmoid".split())
-"""Functions of ``torch.nn.functional`` that whole modules keep as attributes."""
+_FUNCTIONS = {
+    "torch.nn.functional": "relu relu6 gelu silu mish elu selu celu leaky_relu softplus hardswish hardtanh tanh sigmoid hardsigmoid softsign softmax "
+    "log_softmax softmin tanhshrink hardshrink threshold rrelu glu normalize layer_norm group_norm dropout interpolate adaptive_avg_pool2d "
+    "cross_entropy mse_loss l1_loss smooth_l1_loss huber_loss nll_loss kl_div binary_cross_entropy binary_cross_entropy_with_logits",
+    "torch._C._nn": "gelu log_sigmoid softplus softshrink avg_pool2d avg_pool3d elu_ linear scaled_dot_product_attention",
+    "torch.nn.init": "uniform_ normal_ trunc_normal_ constant_ ones_ zeros_ eye_ dirac_ xavier_uniform_ xavier_normal_ kaiming_uniform_ "
+    "kaiming_normal_ orthogonal_ sparse_",
+}
+_VARIABLE_FUNCTIONS = (
+    "relu relu_ tanh sigmoid softmax log_softmax selu selu_ celu celu_ rrelu prelu exp log sqrt rsqrt square abs sin cos erf sign clamp "
+    "add sub mul div matmul sum mean max min cat stack"
+)
+"""Functions of torch that only compute, which whole modules keep as attributes; what torch gives away itself is pickled by getattr."""
+_KEPT = frozenset((module, name) for module, names in _FUNCTIONS.items() for name in names.split())
+_TORCH_CLASSES = {
+    ("torch", "ScriptObject"),  # a quantized LSTM's weights
+    ("torch._C", "_VariableFunctionsClass"),
+    *(("torch.distributed.fsdp.api", name) for name in
+      "BackwardPrefetch CPUOffload MixedPrecision ShardingStrategy StateDictType FullStateDictConfig LocalStateDictConfig ShardedStateDictConfig".split()),
+}  # fmt: skip
+
+GUARDED: frozenset[str] = frozenset(("builtins.getattr", "builtins.type", "functools.partial", "_operator.getitem", "_operator.or_"))
+"""Code, unless all that a pickle does with it is to call it for what honest pickles call it for."""
+SHARDED = "torch.distributed._shard.sharded_tensor.api.ShardedTensor"
+ATTRIBUTES = {
+    "torch._C._VariableFunctionsClass": frozenset(_VARIABLE_FUNCTIONS.split()), "zoneinfo.ZoneInfo": frozenset(["_unpickle"]),
+    SHARDED: frozenset(["ProcessGroupState"]),
+}  # fmt: skip
+"""What getattr may fetch, by its owner."""
 
 GADGETS: frozenset[str] = frozenset(
     "pip setuptools pkg_resources joblib cloudpickle dill _pytest pytest py nose IPython ipykernel jsonpickle fickling numba "
@@ -151,6 +182,11 @@ def tier_of(module: str, name: str) -> tuple[Tier, str, str]:
     return _tier(module, name), module, name
 
 
+def is_begun(module: str, name: str) -> bool:
+    """Whether ``name`` is the beginning of a name of data, as in a file that was cut."""
+    return any(held == module and known.startswith(name) for held, known in TENSORS | PLAIN | _KEPT | _TORCH_CLASSES)
+
+
 def _tier(module: str, name: str) -> Tier:
     if (module, name) in TENSORS:
         return "tensors"
@@ -163,9 +199,7 @@ def _tier(module: str, name: str) -> Tier:
         return "plain data"
     if module.startswith(_CLASS_MODULES) and name[:1].isupper():
         return "classes"
-    if module == "torch.nn.functional" and name in _ACTIVATIONS:
-        return "classes"
-    if (module, name) in (("torch._C._nn", "gelu"), ("torch", "ScriptObject")):  # the latter: a quantized LSTM's weights
+    if (module, name) in _KEPT or (module, name) in _TORCH_CLASSES:
         return "classes"
     if top == "__main__" or top == "__torch__":
         return "classes"

@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from io import FileIO
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -191,9 +191,10 @@ def float8(dtype: str) -> NDArray[np.float32]:
 class _Reader:
     """Ranged reads of a checkpoint's files into one buffer, which holds the last of them."""
 
-    def __init__(self, most: float = math.inf) -> None:
+    def __init__(self, most: float = math.inf, heard: Callable[[int], None] = lambda read: None) -> None:
         self.left = most
         """Bytes that may still be worked on: tensors that overlap are not read without end."""
+        self._read, self._heard = 0, heard
         self._files: dict[str, tuple[FileIO, os.stat_result]] = {}
         self._buffer = np.empty(4 * _BLOCK, np.uint8)
         self._held = ("", 0, 0)
@@ -217,6 +218,8 @@ class _Reader:
             if end < start + size:
                 raise WeightsError(f"it ended {start + size - end:,} bytes early while its weights were read: it was changed meanwhile")
         self.left -= size
+        self._read += size
+        self._heard(self._read)
         return self._buffer[start - begin : start - begin + size]
 
     def _fill(self, path: str, start: int, size: int) -> int:
@@ -237,8 +240,7 @@ class _Reader:
                 raise WeightsError("it was changed while its weights were read")
 
 
-@dataclass(frozen=True)
-class _Span:
+class _Span(NamedTuple):
     """A tensor of at least one element, and the bytes from its first element to its last."""
 
     path: str
@@ -258,7 +260,7 @@ class _Span:
     def rows(self, number: int) -> _Span:
         """The first of it along the first axis."""
         shape = (number, *self.shape[1:])
-        return replace(self, shape=shape, elements=1 + sum((size - 1) * step for size, step in zip(shape, self.stride)))
+        return self._replace(shape=shape, elements=1 + sum((size - 1) * step for size, step in zip(shape, self.stride)))
 
     @property
     def width(self) -> int:
@@ -281,6 +283,10 @@ class _Span:
         """Whether what has one index along the first axis stands together, in order."""
         return self.elements == math.prod(self.shape) and (self.shape[0] == 1 or self.stride[0] * self.shape[0] == self.elements)
 
+    def follows(self, before: _Span) -> bool:
+        """Whether it begins where another of its dtype ends."""
+        return self.start == before.start + before.size and (self.path, self.dtype) == (before.path, before.dtype)
+
     def read(self, reader: _Reader, first: int = 0, elements: int | None = None) -> NDArray[np.uint8]:
         """The bytes of some of its elements in the order of the file, all by default."""
         return reader.bytes(self.path, self.start + first * self.width, (self.elements if elements is None else elements) * self.width)
@@ -291,8 +297,9 @@ class _Span:
             yield self.read(reader, at, min(elements, self.elements - at))
 
 
-def scan(file: Checkpoint, architecture: Architecture) -> Weights:
-    """One pass over the parameters and buffers of floating point, each place once.
+def scan(file: Checkpoint, architecture: Architecture, heard: Callable[[int, int], None] = lambda read, size: None) -> Weights:
+    """One pass over the parameters and buffers of floating point, each place once. ``heard`` is called with the bytes that
+    are read, and with all that will be.
 
     Raises :class:`WeightsError` where the file is changed meanwhile, ``OSError`` where it cannot be read.
     """
@@ -300,8 +307,11 @@ def scan(file: Checkpoint, architecture: Architecture) -> Weights:
     layers = {layer.name: layer for layer in architecture.layers}
     kept = {row.name: index for index, row in enumerate(file.tensors)} if any(layer.beside for layer in architecture.layers) else {}
     first = first_convolution(architecture)
-    with _Reader(4 * file.file_bytes) as reader, _Reader() as other, np.errstate(all="ignore"):
-        for span, index in _spans(file, found.unread):
+    plain: list[tuple[_Span, int]] = []  # side by side
+    spans = _spans(file, found.unread)
+    size = sum(span.size for span, _ in spans)
+    with _Reader(4 * file.file_bytes, lambda read: heard(min(read, size), size)) as reader, _Reader() as other, np.errstate(all="ignore"):
+        for span, index in spans:
             name = file.tensors[index].name
             if span.size > reader.left:
                 found.unread.append(name)
@@ -322,15 +332,41 @@ def scan(file: Checkpoint, architecture: Architecture) -> Weights:
             elif norm is not None and max(span.elements, span.shape[0]) <= _BLOCK:
                 values = found.norms.setdefault(norm.name, {})[leaf] = _values(reader, span)
                 finite = bool(np.isfinite(values).all())
-            else:
+            elif norm is not None:  # too large to keep
                 finite = all(_finite(raw, span.dtype) for raw in span.blocks(reader))
-            said = None if finite else _count(reader, span)
-            if said is not None and (said.nan or said.infinite):
-                found.nonfinite[index] = said
-            elif (said is None and not finite) or (norm is not None and leaf not in found.norms.get(norm.name, {})):
+            else:
+                if plain and not span.follows(plain[-1][0]):
+                    _check_plain(file, found, reader, plain)
+                plain.append((span, index))
+                continue
+            if not finite:
+                _tell(file, found, reader, span, index)
+            elif norm is not None and leaf not in found.norms.get(norm.name, {}):
                 found.unread.append(name)
+        _check_plain(file, found, reader, plain)
         reader.check()
     return found
+
+
+def _check_plain(file: Checkpoint, found: Weights, reader: _Reader, plain: list[tuple[_Span, int]]) -> None:
+    """Look for elements that are not finite in tensors side by side: in all at once, and one by one where there are some."""
+    if plain:
+        first, last = plain[0][0], plain[-1][0]
+        together = first._replace(elements=(last.start + last.size - first.start) // first.width)
+        if not all(_finite(raw, first.dtype) for raw in together.blocks(reader)):
+            for span, index in plain:
+                if not all(_finite(raw, span.dtype) for raw in span.blocks(reader)):
+                    _tell(file, found, reader, span, index)
+    plain.clear()
+
+
+def _tell(file: Checkpoint, found: Weights, reader: _Reader, span: _Span, index: int) -> None:
+    """Count what is not finite in a tensor, some of whose bytes are not."""
+    said = _count(reader, span)
+    if said is None:
+        found.unread.append(file.tensors[index].name)
+    elif said.nan or said.infinite:
+        found.nonfinite[index] = said
 
 
 def _beside(file: Checkpoint, index: int | None, span: _Span, layer: Layer) -> _Span | None:
@@ -411,7 +447,8 @@ def _finite(raw: NDArray[np.uint8], dtype: str) -> bool:
     if dtype in _FLOAT8:
         return bool(np.isfinite(float8(dtype))[raw].all())
     flat = raw.view("<f4" if dtype in ("float32", "complex64") else "<f8")
-    return math.isfinite(np.einsum("i,i->", flat, flat)) or bool(np.isfinite(flat).all())  # squares may overflow
+    squares = flat.dot(flat) if len(flat) < 1000 else np.einsum("i,i->", flat, flat)
+    return math.isfinite(squares) or bool(np.isfinite(flat).all())  # squares may overflow
 
 
 def _count(reader: _Reader, span: _Span) -> NonFinite | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import cleandoc
 from typing import Any
 
 import msgspec
@@ -27,6 +28,9 @@ def schema() -> dict[str, Any]:
     """The JSON Schema of what :func:`render` gives."""
     made = msgspec.json.schema(AuditResult)
     made["$defs"]["AuditResult"]["properties"]["schema_version"] = {"const": SCHEMA_VERSION}
+    for part in made["$defs"].values():  # msgspec before 0.23 takes them with their indents
+        if "description" in part:
+            part["description"] = cleandoc(part["description"])
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": f"convaudit result, schema version {SCHEMA_VERSION}",

@@ -42,6 +42,8 @@ LEVELS = (
     Detail(targets=40, sections=0, findings=0, rows=0, text=60),
 )
 """Tried in turn until the report fits; the last always does."""
+_WORDS = re.compile(r"\[\d[\d, ]*\]\S*|[\w.]+\(\[.*?\]\)\S*|\S+")
+"""Words of a sentence: a shape is one, and so is a call with a list."""
 _WORD = re.compile(r"([(\"']*)(.*?)([.,;:!?)\"']*)")
 _PLAIN = re.compile(r"[^\W_]([\w.,;()%/'\"=+×→−–·≤≥-]*\w[()%'\"]*)?|[×→−–·≤≥=+/-]|[+−±<≥≤]{0,2}\d[\d.,]*[%kMGTPB]?")
 _LINKED = re.compile(r"_|\bwww\.|\b[0-9a-f]{7,}\b|\b[A-Z]\w*-\d", re.IGNORECASE)
@@ -90,7 +92,7 @@ def tag(value: object, limit: int = 300) -> str:
 
 def prose(value: object, limit: int = 300) -> str:
     """A sentence that stays a sentence: each word that a host could take for more is a code span. Fit for a table."""
-    words = re.findall(r"\[\d[\d, ]*\]\S*|\S+", _figures.shorten(_figures.one_line(str(value)), limit))  # a shape is a word
+    words = _WORDS.findall(_figures.shorten(_figures.one_line(str(value)), limit))
     return " ".join(_word(word, not number) for number, word in enumerate(words))
 
 

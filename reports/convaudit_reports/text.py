@@ -30,6 +30,8 @@ NAME = "text"
 SUFFIX = None
 LINES = 25
 """How many lines a single target takes at most, its summary included, unless infos are asked for."""
+FEW = 3
+"""Findings of a checkpoint up to which an info says what to do about it."""
 
 Line = list[tuple[str, str]]  # (text, rich style)
 STYLES = {"error": "bold red", "warning": "bold yellow", "info": "cyan"}
@@ -78,8 +80,10 @@ def _target(target: TargetResult, width: int, show_info: bool, quiet: bool) -> l
     blocks: list[tuple[int, list[Line]]] = []  # (findings it stands for, its lines)
     for leader, others in loud:
         blocks.append((1 + len(others), _finding(target, leader, others, show_info)))
+    few = target.kind == "checkpoint" and len(findings) <= FEW
     for note in infos:
-        blocks.append((1, [_headline(target, note), *_details(note)] if show_info else [_short_info(note, width)]))
+        first = _headline(target, note) if show_info else _short_info(note, width)
+        blocks.append((1, [first, *(_details(note) if show_info or few else ())]))
     room = LINES - 1 - len(head)  # the summary takes the last line
     if show_info or sum(len(lines) for _, lines in blocks) <= room:
         return head + [line for amount, lines in blocks for line in lines]

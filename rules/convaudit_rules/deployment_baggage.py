@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from convaudit.checkpoints.regions import row_major
 from convaudit.rule import FileExample, Options, Rule, file_of
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class DeploymentBaggage(Rule):
         """One finding a file."""
         file, options = context.file, context.options
         assert isinstance(options, DeploymentBaggageOptions)
-        if file.problems or not any(row.role == "parameter" for row in file.tensors):
+        if file.problems or file.packed or not any(row.role == "parameter" for row in file.tensors):
             return
         found = {what: size for what, size in _baggage(file).items() if size}
         total = sum(found.values())
@@ -108,6 +109,7 @@ def _baggage(file: Checkpoint) -> dict[str, int]:
     spans: dict[str | None, list[tuple[float, float]]] = {}
     sizes: dict[str | None, int] = {}
     counted: set[object] = set()
+    whole: set[str | None] = set()
     for number, (row, place) in enumerate(zip(file.tensors, file.places)):
         if row.role in ("parameter", "buffer") and row.dtype == "float64":
             found["float64"] += 4 * file.counted[number]
@@ -115,18 +117,21 @@ def _baggage(file: Checkpoint) -> dict[str, int]:
             counted.add(row.storage or number)
             found["optimizer state" if row.role == "optimizer" else "EMA copies"] += place.size if place else row.bytes or 0
         elif row.storage in needed and place is not None and row.shape is not None and row.bytes is not None and 0 not in row.shape:
+            if place.size == row.bytes and place.stride == row_major(row.shape):
+                whole.add(row.storage)
+                continue
             width = row.bytes / math.prod(row.shape)  # below 1 where elements are packed
             last = 1 + sum((size - 1) * step for size, step in zip(row.shape, place.stride))
             spans.setdefault(row.storage, []).append((place.offset * width, (place.offset + last) * width))
             sizes[row.storage] = place.size
-    found["storages of no tensor"] += sum(sizes[storage] - _covered(held) for storage, held in spans.items())
+    found["storages of no tensor"] += sum(sizes[storage] - _covered(held) for storage, held in spans.items() if storage not in whole)
     uses = {used.name.rpartition(".")[2] for used in file.globals}
     if not any(name.startswith("_rebuild") and name not in _PLAIN for name in uses):  # others keep parts that are in no row
         found["storages of no tensor"] += sum(file.checksums[name][0] for name in file.unnamed)
     first: dict[tuple[int, int], str] = {}
     for name, known in file.checksums.items():
         size, crc = known
-        if crc and name in spans and size >= _LEAST and first.setdefault(known, name) != name:  # 0: saved without
+        if crc and (name in spans or name in whole) and size >= _LEAST and first.setdefault(known, name) != name:  # 0: saved without
             found["storages held twice"] += size * (size > _COMPARED or crc != zlib.crc32(bytes(size)))
     return found
 

@@ -36,7 +36,9 @@ class UnsafePickle(Rule):
     does not lower this rule. That nothing is found means that nothing outside tensors would be imported, no more.
     `functools.partial` of a name that is itself no code (`partial(nn.LayerNorm, eps=1e-6)` in a transformer pickled whole)
     counts as CNV610: making it calls nothing, and calling it does what calling the name does. So does `getattr` where all it
-    is used for is members of enums of third-party classes, which is how Python 3.11.0 to 3.11.4 pickle them. A pickle that is held as
+    is used for is what Python and torch pickle by it: members of enums of third-party classes (Python 3.11.0 to 3.11.4),
+    `torch.relu` and other functions that only compute, the time zones of `zoneinfo`, sharded tensors; so do `type` of None,
+    and type hints like `List[int]`. Any other use of one of them in the same pickle makes it a finding. A pickle that is held as
     bytes is not read by loading the file around it: what code it names is a note; a call that would read it is a finding.
 
     ## References

@@ -188,8 +188,31 @@ class Net{index}(nn.Module):
 """
 
 
+PEAK = """
+import atexit, re, resource, sys
+def said():
+    peak = int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1])
+    print(max(peak, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss), "torch" in sys.modules, file=sys.stderr)
+atexit.register(said)
+from convaudit.cli import cli
+cli(sys.argv[1:])
+"""
+"""Runs the command line, then says its peak memory or its largest child's, in kB, and whether torch was imported."""
+
+
+def checked(*arguments: str, folder: str | None = None) -> tuple[float, float]:
+    """Seconds of a cold ``convaudit check`` of checkpoints and its peak memory in MB; what it says is dropped."""
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", PEAK, "check", *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    seconds = time.perf_counter() - start
+    kilobytes, torch = done.stderr.splitlines()[-1].split()
+    if done.returncode == 2 or "Traceback" in done.stderr or torch == "True":
+        raise SystemExit(f"check {' '.join(arguments)} failed, or has imported torch:\n{done.stderr}")
+    return seconds, int(kilobytes) * 1024 / 1e6
+
+
 def size_does_not_matter() -> None:
-    """The audit of a sparse checkpoint of 100 GB over one of 1 MB, with default options."""
+    """The check of a sparse checkpoint of 100 and 20 GB over one of 1 MB, with default options: the audit alone, and cold."""
     sys.path.insert(0, str(Path(__file__).parents[1]))
     from checkpoints.test_hostile import sparse_checkpoints
 
@@ -197,24 +220,67 @@ def size_does_not_matter() -> None:
     from convaudit.settings import AuditSettings
 
     with tempfile.TemporaryDirectory() as folder:
-        sizes = {"1 MB": 10**6, "100 GB": 10**11}
-        for name, size in sizes.items():
-            sparse_checkpoints(Path(folder, name), size)
-        for kind in ("safetensors", "zip"):
-            best = {}
-            for name in sizes:
-                path = next(Path(folder, name, kind).iterdir())
-                times = []
-                for _ in range(ROUNDS):
+        for kind, gigabytes in (("safetensors", 100), ("zip", 20)):
+            paths = []
+            for size in (10**6, gigabytes * 10**9):
+                sparse_checkpoints(Path(folder, kind, str(size)), size)
+                paths.append(str(next(Path(folder, kind, str(size), kind).iterdir())))
+            cold: list[list[tuple[float, float]]] = [[], []]
+            alone: list[list[float]] = [[], []]
+            for _ in range(ROUNDS):
+                for path, runs, times in zip(paths, cold, alone, strict=True):
+                    runs.append(checked(path))
                     start = time.perf_counter()
-                    audit_file(str(path), AuditSettings())
+                    audit_file(path, AuditSettings())
                     times.append(time.perf_counter() - start)
-                best[name] = min(times)
-            print(f"audit of {kind:<12} of 100 GB: {best['100 GB'] * 1000:.1f} ms, {best['100 GB'] / best['1 MB']:.2f}× that of 1 MB")
+            (small, _), (seconds, megabytes) = (map(min, zip(*runs, strict=True)) for runs in cold)
+            audit = f"audit {min(alone[1]) * 1000:.1f} ms, {min(alone[1]) / min(alone[0]):.2f}× that of 1 MB"
+            print(f"{kind} of {gigabytes} GB: {audit}; cold check {seconds:.2f} s (at most 1 s), {seconds / small:.2f}×; {megabytes:.0f} MB (at most 80)")
+
+
+def hostile() -> None:
+    """The hostile files that cost most, with default options."""
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from checkpoints.malicious import cases
+    from checkpoints.test_hostile import watch
+
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
+        titles = {}
+        for index, (title, name, data, _) in enumerate(cases()):
+            path = Path(folder, f"{index:04}", name)
+            path.parent.mkdir()
+            with path.open("wb") as file:
+                file.write(data)
+                file.truncate(getattr(data, "size", len(data)))
+            titles[str(path)] = title
+        rows = [row for row in watch(Path(folder)) if "seconds" in row]
+    ended = len(titles) - len(rows)
+    for field, share, unit, most in (("seconds", 1, "s of processor time", 2), ("kilobytes", 1024 / 1e6, "MB", 300)):
+        worst = sorted(((row[field] * share, titles[row["name"]]) for row in rows), reverse=True)[:3]
+        said = ", ".join(f"{value:.3g} ({title})" for value, title in worst)
+        print(f"hostile files, {len(titles)}, {ended} ended by a limit: {said} {unit}; at most {most}")
+
+
+def whole_folder() -> None:
+    """A folder of 40 checkpoints over one of them."""
+    import torch
+    from torchvision.models import get_model
+
+    with tempfile.TemporaryDirectory() as top:
+        made = Path(top, "weights")
+        made.mkdir()
+        for index in range(40):
+            torch.save(get_model("resnet18").state_dict(), made / f"{index}.pt")
+        one, many = ([checked(target, folder=top) for _ in range(3)] for target in ("weights/0.pt", "weights"))
+        (seconds, megabytes), (whole, most) = (map(min, zip(*runs, strict=True)) for runs in (one, many))
+        print(f"a folder of 40 resnet18: {whole:.2f} s, {whole / seconds:.1f}× one of them ({seconds:.2f} s); {most:.0f} MB, one {megabytes:.0f} MB")
 
 
 def weights() -> None:
-    """The scan that all weight rules share against numpy on the same file: np.fromfile, then one pass of np.isfinite."""
+    """The scan that all weight rules share against numpy on the same file: np.fromfile, then one pass of np.isfinite.
+
+    Integers are never infinite, so the scan passes them over; numpy looks for their largest.
+    """
     import numpy as np
     import torch
     from torchvision.models import get_model
@@ -223,26 +289,47 @@ def weights() -> None:
     from convaudit.checkpoints.formats import read_checkpoint
     from convaudit.checkpoints.weights import scan
 
-    def by_numpy(half: bool) -> bool:
-        values = np.fromfile(path, np.uint16 if half else np.float32)
-        if half:
+    def by_numpy(dtype: str) -> object:
+        values = np.fromfile(path, np.uint16 if dtype == "bfloat16" else dtype)
+        if dtype == "bfloat16":
             values = (values.astype(np.uint32) << 16).view(np.float32)
-        return bool(np.isfinite(values).all())
+        return values.max() if dtype == "int8" else np.isfinite(values).all()
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "a.pt")
         for name in ("vgg16", "resnet50", "resnet152", "vit_b_16"):
-            for dtype in (torch.float32, torch.bfloat16):
-                torch.save(get_model(name).to(dtype).state_dict(), path)
+            for dtype in ("float32", "bfloat16", "float16", "float64", "int8"):
+                state = get_model(name).state_dict()
+                torch.save({key: value.to(getattr(torch, dtype)) for key, value in state.items()}, path)
                 file = read_checkpoint(str(path))
                 architecture, ratios = architecture_of(file), []
                 for _ in range(2 * ROUNDS):
                     start = time.perf_counter()
-                    by_numpy(dtype is torch.bfloat16)
+                    by_numpy(dtype)
                     read = time.perf_counter()
                     scan(file, architecture)
                     ratios.append((read - start) / (time.perf_counter() - read))
-                print(f"weights of {name:<9} in {str(dtype)[6:]:<8} ({file.file_bytes / 1e6:3.0f} MB): scanned at {statistics.median(ratios):.2f}× the speed of numpy's reading")
+                print(f"weights of {name:<9} in {dtype:<8} ({file.file_bytes / 1e6:4.0f} MB): scanned at {statistics.median(ratios):.2f}× the speed of numpy's reading (at least 0.50)")
+
+
+def weights_memory() -> None:
+    """Peak memory of a cold check that reads all weights: convolutions of random weights, 40 MB of them and 3 GB."""
+    import numpy as np
+
+    chance = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        for count, filters in ((1, 450), (7, 4096)):
+            shape = [filters, 2700, 3, 3]
+            size = 4 * filters * 2700 * 9
+            header = json.dumps({f"{i}.weight": {"dtype": "F32", "shape": shape, "data_offsets": [i * size, (i + 1) * size]} for i in range(count)}).encode()
+            path = Path(folder, f"{count}.safetensors")
+            with path.open("wb") as file:
+                file.write(len(header).to_bytes(8, "little") + header)
+                for _ in range(count * filters):
+                    file.write(chance.standard_normal(2700 * 9, np.float32).tobytes())
+            seconds, megabytes = checked(str(path), "--weights")
+            print(f"weights of {path.stat().st_size / 1e6:.0f} MB: {megabytes:.0f} MB of memory (at most 300), {path.stat().st_size / seconds / 1e9:.2f} GB/s")
+            path.unlink()
 
 
 def scanners() -> None:
@@ -305,5 +392,8 @@ if __name__ == "__main__":
         rules_against_forward()
         hook()
         size_does_not_matter()
+        hostile()
+        whole_folder()
         weights()
+        weights_memory()
         scanners()

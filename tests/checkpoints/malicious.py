@@ -195,6 +195,7 @@ def opcodes() -> Iterator[tuple[str, str, bytes, str]]:
     yield "a memo's numbers from PUT and MEMOIZE", "a.pt", b"\x80\x04" + b"U\x02osq\x00U\x06systemq\x01" + text("torch") + b"\x94" + text("Size") + b"\x94h\x00h\x01\x93.", "CNV601"
     yield "a memo entry put anew", "a.pt", b"\x80\x04" + text("torch") + b"q\x00" + text("os") + b"q\x00" + text("system") + b"q\x01h\x00h\x01\x93.", "CNV601"
     yield "after items for nothing", "a.pt", b"N(e(u(\x90" + GLOBAL, "CNV601"
+    yield "after a frame that is too long", "a.pt", b"\x80\x04\x95" + struct.pack("<Q", 1 << 40) + GLOBAL, "CNV601"
     yield "after an open mark", "a.pt", b"(((" + GLOBAL, "CNV601"
     yield "after numbers as C reads them", "a.pt", b"I0x1f\nI017\nI 7\nL0x5L\n" + GLOBAL, "CNV601"
     yield "after a long line", "a.pt", b"S'" + b"x" * 300_000 + b"'\n0" + GLOBAL, "CNV601"
@@ -202,6 +203,7 @@ def opcodes() -> Iterator[tuple[str, str, bytes, str]]:
     yield "after an item of a list by its index", "a.pt", b"](NeK\x00K\x01s" + GLOBAL, "CNV601"
     yield "after a bytearray is extended", "a.pt", b"\x80\x05\x96\1\0\0\0\0\0\0\0a(K\x01e" + GLOBAL, "CNV601"
     yield "through pickle.loads", "a.pt", b"\x80\x04cpickle\nloads\nB" + struct.pack("<L", len(GLOBAL)) + GLOBAL + b"\x85R.", "CNV601"
+    yield from guarded()
     partial, net = b"cfunctools\npartial\n", b"ctorch.nn.modules.normalization\nLayerNorm\n"
     yield "a partial of code", "a.pt", b"\x80\x02" + partial + b"cos\nsystem\n\x85R.", "CNV601"
     yield "a partial of what a call gives", "a.pt", b"\x80\x02" + partial + b"c__main__\nf\n)R\x85R.", "CNV601"
@@ -210,10 +212,49 @@ def opcodes() -> Iterator[tuple[str, str, bytes, str]]:
     yield "a partial whose state is what a call gives", "a.pt", b"\x80\x02" + partial + net + b"\x85R(c__main__\nf\n)R)}Ntb.", "CNV601"
     yield "a partial, called", "a.pt", b"\x80\x02" + partial + net + b"\x85R)R.", "CNV601"
     yield "one good partial, one bad", "a.pt", b"\x80\x02" + partial + net + b"\x85R0" + partial + b")R.", "CNV601"
+    yield "a name that the file's end ends", "a.pkl", b"\x80\x02}0cantigravity\nx\0", "CNV601"
+    yield "a class that the file's end ends", "a.pkl", b"\x80\x02}0(iantigravity\nx\0", "CNV601"
     for at in range(5):
         yield f"cut after {at}", "a.pt", GLOBAL[: len(GLOBAL) - 1 - at], "CNV601"
     for at in range(5):
         yield f"legacy pickle {at + 1}", "a.pt", legacy(at), "CNV601"
+
+
+def guarded() -> Iterator[tuple[str, str, bytes, str]]:
+    """Misuse of what is no code where honest pickles use it."""
+    fetch, zone, math = b"c__builtin__\ngetattr\n", b"czoneinfo\nZoneInfo\n", b"ctorch._C\n_VariableFunctionsClass\n"
+    sharded = b"ctorch.distributed._shard.sharded_tensor.api\nShardedTensor\n"
+    unpickle = fetch + zone + text("_unpickle") + b"\x86R"
+    for key in ("../../etc/passwd", "/etc/passwd", "Europe/../x", "a.b", "", "Europe/Rome\n", "\xe9"):
+        yield f"a time zone named {key!r}", "a.pt", b"\x80\x04" + unpickle + b"\x8c" + bytes([len(key.encode())]) + key.encode() + b"K\1\x86R.", "CNV601"
+    rome, head, tail = text("Europe/Rome"), b"\x80\x04", b"."
+    none, item = b"c__builtin__\ntype\nN\x85R", b"c_operator\ngetitem\nctyping\nList\n"
+    for what, data in (
+        ("a time zone by one argument", unpickle + rome + b"\x85R"), ("a time zone by no text", unpickle + b"](K\1eK\1\x86R"),
+        ("a time zone's key of code", unpickle + b"cos\nsystem\nK\1\x86R"), ("a time zone from a call", zone + rome + b"\x85R"),
+        ("a time zone by NEWOBJ", zone + rome + b"\x85\x81"), ("another method of time zones", fetch + zone + text("from_file") + b"\x86R"),
+        ("a time zone, changed", unpickle + b"N}\x86b"), ("a class of time zones, changed", zone + b"N}" + text("a") + b"K\1s\x86b"),
+        ("a function that reads files", fetch + math + text("from_file") + b"\x86R"), ("a function of torch, called", fetch + math + text("relu") + b"\x86R)R"),
+        ("a function of torch, changed", fetch + math + text("relu") + b"\x86RN}" + text("a") + b"K\1s\x86b"),
+        ("a function of torch by a name in capitals", fetch + math + text("RELU") + b"\x86R"), ("its class's globals", fetch + math + text("__init__") + b"\x86R"),
+        ("a method of a sharded tensor", fetch + sharded + text("__init__") + b"\x86R"), ("a state of a sharded tensor with arguments", fetch + sharded + text("ProcessGroupState") + b"\x86RN\x85\x81"),
+        ("a state's class, changed", fetch + sharded + text("ProcessGroupState") + b"\x86RN}" + text("__init__") + b"K\1s\x86b"),
+        ("a good zone, then getattr", unpickle + b"0" + fetch + zone + text("__init__") + b"\x86R"), ("getattr of a call", fetch + b"c__main__\nf\n)R" + text("relu") + b"\x86R"),
+        ("a class made by type", b"c__builtin__\ntype\n" + text("A") + b")}\x87R"), ("the class of a name", b"c__builtin__\ntype\nc__main__\nA\n\x85R"),
+        ("the class of None, called", none + b")R"), ("type beside None's class", none + b"0c__builtin__\ntype\n"), ("type as an element", none + b"](c__builtin__\ntype\ne"),
+        ("a hint that is compiled", item + text("__import__('os')") + b"\x86R"), ("a hint, called", item + b"c__builtin__\nint\n\x86R)R"),
+        ("an item of a list", b"c_operator\ngetitem\n](c__main__\nA\neK\0\x86R"), ("a hint of code", item + b"cos\nsystem\n\x86R"),
+        ("a hint of a list of hints", item + b"]\x86R"), ("an item of what is called", b"c_operator\ngetitem\nc__main__\nA\n)R" + text("a") + b"\x86R"),
+        ("a union of code", b"c_operator\nor_\ncos\nsystem\nN\x86R"), ("an attribute by operator", b"c_operator\nattrgetter\n" + text("system") + b"\x85R"),
+        ("a call by operator", b"c_operator\nmethodcaller\n" + text("system") + b"\x85R"), ("operator.call", b"c_operator\ncall\nc__main__\nA\n\x85R"),
+        ("a partial of a sharded tensor, called", b"cfunctools\npartial\n" + sharded + b"\x85R)R"),
+        ("a partial of time zones, called", b"cfunctools\npartial\n" + zone + b"\x85R" + rome + b"K\1\x86R"), ("a partial of getattr", b"cfunctools\npartial\n" + fetch + b"\x85R"), ("a partial of torch.load", b"cfunctools\npartial\nctorch.serialization\nload\n\x85R"),
+        ("a partial by NEWOBJ_EX", b"cfunctools\npartial\nctorch.nn.init\nzeros_\n\x85}\x92"), ("a partial beside a good one", b"cfunctools\npartial\nq\0ctorch.nn.init\nzeros_\n\x85R](h\0e"),
+        ("a good partial of a name that is put anew", b"cfunctools\npartial\n2ctorch.nn.init\nzeros_\n\x85R0"), ("an initializer of no tensor", b"ctorch.nn.init\n_no_grad_fill_\n"),
+        ("a loss that calls", b"ctorch.nn.functional\ntriplet_margin_with_distance_loss\n"), ("dispatch of torch", b"ctorch.nn.functional\nhandle_torch_function\n"),
+        ("a function of typing", b"ctyping\nget_type_hints\n"), ("a name of collections.abc that is none", b"ccollections.abc\nsys\n"),
+    ):  # fmt: skip
+        yield what, "a.pt", head + data + tail, "CNV601"
 
 
 def archives() -> Iterator[tuple[str, str, bytes, str]]:

@@ -161,6 +161,7 @@ def quantized(layer: nn.Module) -> dict[str, Any]:
         ({"model": {"w": torch.ones(2)}, "net": {"w": torch.ones(2)}}, (), "more than one state_dict: choose with --key: model, net"),
         ({"epoch": 3}, (), "it holds no tensors"),
         ({"s": torch.eye(4).to_sparse()}, (), "cannot be read in place"),
+        ({"n": torch.nested.nested_tensor([torch.ones(1), torch.ones(2)], layout=torch.jagged)}, (), "has no shape that is known: it is nested"),
         ({"c": torch.ones(3, dtype=torch.complex64).conj()}, (), "cannot be read in place"),
         ({"m": torch.empty(3, device="meta")}, (), "cannot be read in place"),
         ({"c": torch.ones(3, dtype=torch.complex128)}, (), "is of dtype complex128"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -63,9 +64,90 @@ def test_each_checkpoint_once(folder: Path) -> None:
     assert not (folder / "ran").exists()
 
 
+def sparse(path: Path, size: int, dtype: str = "U8") -> None:
+    """A safetensors file of so many bytes of zeros, which take no disk."""
+    header = json.dumps({"w": {"dtype": dtype, "shape": [size // (1 if dtype == "U8" else 4)], "data_offsets": [0, size]}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    os.truncate(path, 8 + len(header) + size)
+
+
+WATCHED = """
+import os, sys
+sys.path[:1] = []
+here = os.getcwd()
+def heard(event, arguments):
+    if event == "subprocess.Popen" or (event in ("open", "os.scandir", "os.listdir") and isinstance(arguments[0], (str, bytes))):
+        path = os.fsdecode(arguments[0] or "")
+        seen.append(os.path.relpath(path, here) if event != "subprocess.Popen" else "a process")
+seen = []
+sys.addaudithook(heard)
+from convaudit.cli import cli
+try:
+    cli()
+finally:
+    with open(os.environ["SEEN"], "w", errors="replace") as file:
+        file.write("\\n".join(name for name in seen if not name.startswith("..")))
+"""
+
+
+def watched(folder: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[bytes], list[str]]:
+    """The command, and what it opens in the working directory (``a process``: one that it starts)."""
+    environment = {**os.environ, "SEEN": str(folder.parent / "seen"), "CONVAUDIT_CACHE_DIR": str(folder.parent / "kept")}
+    done = subprocess.run([sys.executable, "-c", WATCHED, "check", *arguments], cwd=folder, capture_output=True, check=False, env=environment)
+    return done, (folder.parent / "seen").read_text().splitlines()
+
+
+def test_bars_on_a_terminal_tell_how_much_is_read(tmp_path: Path) -> None:
+    for name in "ab":
+        sparse(tmp_path / f"{name}[red]\x1b[31m.safetensors", 10**8, "F32")
+    code = "from convaudit import terminal; terminal.PATIENCE = 0.0; from convaudit.cli import cli; cli()"
+    command = [sys.executable, "-c", code, "check", "."]
+    terminal, end = os.openpty()
+    running = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=end, env={**os.environ, "TERM": "xterm", "COLUMNS": "200"})
+    os.close(end)
+    bars = b""
+    with contextlib.suppress(OSError), open(terminal, "rb", buffering=0) as file:  # its end is an error
+        while more := file.read(1 << 16):
+            bars += more
+    plain = subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
+
+    assert all(said in bars for said in (b"auditing", b"1 of 2", rb"a[red]\x1b[31m.safetensors", b"of 0.1 GB"))
+    assert (plain.stdout, plain.stderr) == (running.communicate()[0], b"")
+
+
+def test_processes_that_read_change_nothing_of_the_output(folder: Path) -> None:
+    (folder / os.fsdecode(b"\xfe.pt")).write_bytes((folder / "00.pt").read_bytes())
+    for name in ("one", "two"):
+        sparse(folder / f"{name}.safetensors", 10**9)
+    (one, alone), (two, apart) = (watched(folder, ".", "-o", f"../{jobs}.json", "--jobs", jobs) for jobs in "12")
+
+    assert (alone.count("a process"), apart.count("a process")) == (0, 2)
+    assert apart.count("05.pt") < alone.count("05.pt")
+    assert (one.returncode, one.stdout, one.stderr) == (two.returncode, two.stdout, two.stderr)
+    assert (folder.parent / "1.json").read_bytes() == (folder.parent / "2.json").read_bytes()
+    assert all(name in one.stdout for name in (b"one.safetensors", b"udcfe.pt"))
+
+
+@pytest.mark.parametrize(("word", "opened"), [("deep/a.pt", {"deep/a.pt"}), ("deep", {"deep", "deep/a.pt"}), ("code/net.py", {"code", "code/net.py", "code/near.py"}),
+                                              ("package/inner/net.py", {".", "top.py", "package", "package/inner", "package/near.py", *(f"package/inner/{name}.py" for name in ("net", "__init__")), "package/__init__.py"})])  # fmt: skip
+def test_outside_a_repository_nothing_but_the_targets_own_tree_is_looked_at(tmp_path: Path, word: str, opened: set[str]) -> None:
+    here = tmp_path / "here"
+    for name in ("deep", "code", "package/inner", "other/deeper"):
+        (here / name).mkdir(parents=True)
+    net = "from torch import nn\nclass Net(nn.Module):\n    def __init__(self, width): self.net = nn.Conv2d(3, width, 3)\n    def forward(self, x): return x\n"
+    for name in ("code/net.py", "code/near.py", "package/inner/net.py", "package/near.py", "top.py", "other/deeper/a.py"):
+        (here / name).write_text(net)
+    for name in ("package/__init__.py", "package/inner/__init__.py"):
+        (here / name).write_text("")
+    torch.save({"w": torch.ones(2)}, here / "deep/a.pt")
+    os.mkfifo(here / "other/pipe.py")  # whoever opens it waits
+    for place in (word, str(here / word)):
+        assert set(watched(here, place)[1]) == opened
+
+
 FOUND = {
     "pointer.safetensors": ("other", "Git LFS pointer", "(git lfs pull)"), "error.bin": ("other", "an HTML page"), "empty.pt": ("other", "an empty file"),
-    "vocab.bin": ("other", "no checkpoint"), "pipe.pt": ("other", "no regular file"), "weights.tar.gz": ("other", "a gzip file: unpack it"),
+    "vocab.bin": ("other", "no checkpoint"), **dict.fromkeys(("pipe.pt", "pipe.py", "pipe.index.json"), ("other", "no regular file")), "weights.tar.gz": ("other", "a gzip file: unpack it"),
     "gone.pt": ("link", "a link to nowhere.pt, which is not there"), "hosts.pt": ("link", "out of the folder, to /etc/hosts", "no checkpoint"),
     "out.pt": ("link", "out of the folder", "audited"), "up": ("link", "a link to a folder"), "convaudit.toml": ("settings", "not obeyed"),
     "modeling_x.py": ("code", "not run", "--allow-code"), "conftest.py": ("code", "not run"), "node_modules": ("folder", "not looked into"),
@@ -82,7 +164,8 @@ def downloaded(made: Path) -> Path:
     (made / "weights.tar.gz").write_bytes(b"\x1f\x8b\x08")
     for name, place in (("gone.pt", "nowhere.pt"), ("hosts.pt", "/etc/hosts"), ("out.pt", made.parent / "out.pt"), ("up", "..")):
         (made / name).symlink_to(place)
-    os.mkfifo(made / "pipe.pt")
+    for name in ("pipe.pt", "pipe.py", "pipe.index.json", "pipe.json", "pipe"):
+        os.mkfifo(made / name)
     (made / "node_modules").mkdir()
     return made
 
@@ -102,6 +185,19 @@ def test_each_oddity_is_named_in_every_report(tmp_path: Path) -> None:
         assert all(word in notes[name][1] for word in said)
     for report in (text, (tmp_path / "here" / "a.md").read_text(), (tmp_path / "here" / "a.html").read_text()):
         assert all(name in report for name in FOUND)
+
+
+def test_each_oddity_that_is_named_is_a_2(tmp_path: Path) -> None:
+    made = downloaded(tmp_path / "download")
+    (made / "self.pt").symlink_to("self.pt")
+    said = {
+        "pipe.pt": "no regular file", "pipe.py": "no regular file", "self.pt": "which is not there", "gone.pt": "which is not there",
+        "empty.pt": "an empty file", "pointer.safetensors": "Git LFS", "error.bin": "an HTML page",
+    }  # fmt: skip
+    code, result = check(made, *said)
+
+    assert code == 2
+    assert {t["target"]: said[t["target"]] in t["error"]["message"] for t in result["targets"]} == dict.fromkeys(said, True)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
@@ -140,9 +236,13 @@ def test_a_name_that_is_not_utf_8_is_spelled_out(tmp_path: Path) -> None:
     (odd / "net.py").write_text("from torch import nn\nclass Net(nn.Sequential):\n    def __init__(self): super().__init__(nn.Conv2d(3, 8, 3))\n")
     torch.save({"w": torch.full((2,), float("nan"))}, odd / os.fsdecode(b"\xfe.pt"))
     torch.save({"w": torch.ones(2)}, tmp_path / "good.pt")
-    for name in ("text", "html", "markdown", "csv", "sarif", "junit", "github", "gitlab"):
-        done = cli(tmp_path, str(odd / os.fsdecode(b"\xfe.pt")), "good.pt", "--format", name)
-        assert (done.returncode, r"\udcfe.pt" in done.stdout.replace(r"\\u", r"\u")) == (1, True), (name, done)
+    reports = [tmp_path / f"a.{suffix}" for suffix in ("html", "md", "csv", "sarif", "xml")]
+    for name in ("text", "github", "gitlab"):
+        written = [word for path in reports for word in ("-o", str(path))] if name == "text" else []
+        done = cli(tmp_path, str(odd / os.fsdecode(b"\xfe.pt")), "good.pt", "--format", name, *written)
+        assert done.returncode == 1, (name, done)
+        said = [done.stdout, *(path.read_text() for path in reports if written)]
+        assert all(r"\udcfe.pt" in text.replace(r"\\u", r"\u") for text in said), name
     code, result = check(tmp_path, ".", "--allow-code", "--input", "1,3,8,8", "--write-baseline", "b.json")
     assert code == 0
     assert {t["target"]: (t["status"], len(t["findings"])) for t in result["targets"]} == {

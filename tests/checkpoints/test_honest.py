@@ -18,13 +18,16 @@ import struct
 import subprocess
 import sys
 import types
+import typing
 import uuid
+import zoneinfo
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from checkpoints.malicious import in_zip
 from torch import nn
 
 from convaudit import registry
@@ -70,6 +73,17 @@ class Norms(nn.Module):
         super().__init__()
         self.layer = functools.partial(nn.LayerNorm, eps=1e-6)
         self.norm = self.layer(4)
+
+
+class Kept(nn.Module):
+    """As people write them: functions and what is made for them are attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+        self.act, self.out, self.pool = torch.relu, nn.functional.silu, nn.functional.adaptive_avg_pool2d
+        self.gelu, self.soft = functools.partial(nn.functional.gelu, approximate="tanh"), functools.partial(torch.softmax, dim=-1)
+        self.start = functools.partial(nn.init.trunc_normal_, std=0.02)
 
 
 class Color(enum.Enum):
@@ -155,6 +169,17 @@ HONEST: dict[str, Any] = {
         "o": np.array([None, "x"]), "t": np.array(["a"]), "r": np.rec.array([(1, 2.0)], dtype=[("a", "i4"), ("b", "f4")]), "g": np.random.RandomState(1),
         "p": np.random.Generator(np.random.Philox(3)), "w": torch.ones(1),
     },
+    "numpy kinds": lambda: {
+        "d": [np.dtype(kind) for kind in "? b B h H i I l L q Q e f d g F D G S3 U3 V4 M8[s] m8[s] O".split()],
+        "n": np.dtype([("a", "i1"), ("b", "f4", (2,))], align=True), "m": np.ma.array(["a"], mask=[1]),
+        "v": np.zeros(1, [("a", "i4")])[0], "g": [np.random.Generator(make(1)) for make in (np.random.MT19937, np.random.PCG64DXSM, np.random.SFC64)],
+        "c": [np.bool_, np.intc, np.longlong, np.str_, np.float64], "w": torch.ones(1),
+        **({"s": np.array(["a"], np.dtypes.StringDType())} if hasattr(np.dtypes, "StringDType") else {}),
+    },
+    "empty containers": lambda: {
+        "d": collections.defaultdict(list), "q": collections.deque(maxlen=3), "u": collections.UserDict(a=1), "l": collections.UserList([1]), "w": torch.ones(1),
+    },
+    "long number": lambda: {"n": 10**700, "w": torch.ones(1)},
     "containers": lambda: {
         "c": collections.ChainMap({"a": 1}), "f": frozenset([1]), "s": slice(1, 2), "r": range(3), "e": ..., "n": types.SimpleNamespace(a=1), "w": torch.ones(1),
     },
@@ -165,6 +190,11 @@ HONEST: dict[str, Any] = {
     },
     "enum": lambda: {"c": Color.RED, "o": [OldColor.RED, OldColor.BLUE], "w": torch.ones(1)},
     "dataclass": lambda: {"c": Options(), "w": torch.ones(1)},
+    "functions": Kept,
+    "zones": lambda: {"d": datetime.datetime(2020, 1, 1, tzinfo=zoneinfo.ZoneInfo("Europe/Rome")), "z": zoneinfo.ZoneInfo.no_cache("UTC"), "w": torch.ones(1)},
+    "type hints": lambda: {"n": [type(None), type(...)], "h": [typing.List[int], typing.Optional[str], list[int], typing.Any, typing.Dict], "w": torch.ones(1)},  # noqa: UP006, UP045
+    "abstract classes": lambda: {"m": [collections.abc.Mapping, collections.abc.Callable], "w": torch.ones(1)},
+    "an enum of torch's": lambda: {"s": pytest.importorskip("torch.distributed.fsdp").ShardingStrategy.FULL_SHARD, "w": torch.ones(1)},
     "adapter": lambda: {f"base_model.model.layers.{i}.q_proj.lora_{w}.weight": torch.zeros(8, 8) for i in range(2) for w in "AB"},
 }  # fmt: skip
 
@@ -190,12 +220,12 @@ def flat(value: Any, name: str = "", seen: frozenset[int] = frozenset()) -> dict
 @pytest.mark.parametrize("name", HONEST)
 def test_honest_files(tmp_path: Path, name: str, zipped: bool) -> None:
     path = tmp_path / "a.pt"
-    value = HONEST[name]()
     if name in ("float8", "uint16", "torch values"):
         zipped = True
     try:
+        value = HONEST[name]()
         torch.save(value, path, _use_new_zipfile_serialization=zipped)
-    except KeyError as error:  # torch before 2.5 and unsigned integers
+    except KeyError as error:  # torch before 2.5 and unsigned integers; a system without time zones
         pytest.skip(str(error))
     result = check(path)
     info = result.checkpoint
@@ -217,6 +247,57 @@ def test_honest_files(tmp_path: Path, name: str, zipped: bool) -> None:
         assert {row.name: row.bytes for row in rows if row.name in sizes} == sizes
     if isinstance(value, nn.Module):
         assert result.totals.parameters == sum(p.numel() for p in value.parameters())
+    if "CNV610" not in codes and torch.__version__ >= "2.6":
+        assert weights_only_reads(path, result) == told(result), (result.findings, result.notes)
+
+
+def advice(result: TargetResult) -> str:
+    return next((finding.suggestion for finding in result.findings if finding.rule == "CNV611"), "")
+
+
+def told(result: TargetResult) -> bool:
+    """Whether a result says that weights_only reads its file, if need be after the line of CNV611."""
+    return advice(result).startswith("import ") or not (advice(result) or any("weights_only" in note for note in result.notes))
+
+
+def weights_only_reads(path: Path, result: TargetResult) -> bool:
+    before = torch.serialization.get_safe_globals()
+    if advice(result).startswith("import "):
+        exec(advice(result), {})  # noqa: S102 - what it says is what is tested
+    try:
+        torch.load(path, weights_only=True)
+    except pickle.UnpicklingError:
+        return False
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
+    return True
+
+
+LINES = {
+    "numpy 1": (b"cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\n(X\2\0\0\0f4K\0K\1tR(K\3X\1\0\0\0<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb"
+                b"c_codecs\nencode\n(X\4\0\0\0abcdX\6\0\0\0latin1tRtR", True),
+    "a RandomState of numpy 1": (b"cnumpy.random._pickle\n__randomstate_ctor\n(X\7\0\0\0MT19937tR", True),
+    "numpy 1.17's bit generator": (b"cnumpy.random._pickle\n__bit_generator_ctor\n(X\5\0\0\0PCG64tR" + pickle.dumps(np.random.PCG64(1).state, 2)[2:-1] + b"b", True),
+    "numpy 1.17's generator": (b"cnumpy.random._pickle\n__generator_ctor\n(X\5\0\0\0PCG64tR" + pickle.dumps(np.random.PCG64(1).state, 2)[2:-1] + b"b", True),
+    "Python 3.13's path": (b"cpathlib._local\nPosixPath\n(X\1\0\0\0atR", True),
+    "another system's path": (b"cpathlib\n" + (b"PosixPath" if os.name == "nt" else b"WindowsPath") + b"\n(X\1\0\0\0atR", True),
+    "a deque with an item": (b"ccollections\ndeque\n)R(K\1e", False),
+    "a default dict with an item": (b"ccollections\ndefaultdict\n(c__builtin__\nlist\ntRK\1K\2s", False),
+    "an empty default dict": (b"ccollections\ndefaultdict\n(c__builtin__\nlist\ntR", True),
+    "protocol 4": (b"\x8c\1a0cpathlib\nPath\n)R", False),
+    "an opcode without plain data": (b"K\x0120", False),
+}  # fmt: skip
+
+
+@pytest.mark.skipif(torch.__version__ < "2.6", reason="add_safe_globals takes no names")
+@pytest.mark.parametrize("name", LINES)
+def test_what_weights_only_reads_is_told(tmp_path: Path, name: str) -> None:
+    pickled, expected = LINES[name]
+    (tmp_path / "a.pt").write_bytes(in_zip(b"\x80\2}X\1\0\0\0v" + pickled + b"s.", ("a/byteorder", b"little")))
+    result = check(tmp_path / "a.pt")
+
+    assert told(result) == weights_only_reads(tmp_path / "a.pt", result) == expected, result
 
 
 @pytest.mark.parametrize(("whole", "advice"), [(False, "it is a state_dict already"), (True, "save state_dict()")])
@@ -329,7 +410,20 @@ def test_nested_and_distributed_tensors_and_generators_are_data(tmp_path: Path) 
 
     assert [[f.rule for f in result.findings] for result in results] == [["CNV611"], [], ["CNV611"], ["CNV611"]]
     assert [(row.name, row.shape) for row in results[0].checkpoint.tensors] == [("a.weight", [4, 2]), ("b.weight", [4, 2])]
-    assert [result.status for result in results] == ["ok", "partial", "ok", "ok"]
+    assert [result.status for result in results] == ["ok"] * 4
+
+
+def test_a_sharded_tensor_is_no_code(tmp_path: Path) -> None:
+    sharded = pytest.importorskip("torch.distributed._shard.sharded_tensor")
+    spec = pytest.importorskip("torch.distributed._shard.sharding_spec")
+    torch.distributed.init_process_group("gloo", rank=0, world_size=1, store=torch.distributed.HashStore())
+    try:
+        made = sharded.zeros(spec.ChunkShardingSpec(dim=0, placements=["rank:0/cpu"]), 4, 2)
+        torch.save({"a.weight": made}, tmp_path / "a.pt")
+    finally:
+        torch.distributed.destroy_process_group()
+
+    assert {f.rule for f in check(tmp_path / "a.pt").findings} == {"CNV610"}
 
 
 def test_roles_and_ties(tmp_path: Path) -> None:

@@ -150,7 +150,12 @@ def test_the_full_audit_beside_a_checkpoint(tmp_path: Path) -> None:
     assert "CNV607" not in found
 
     done, result = check(tmp_path, "a.pt", "--model", "net.py:Net(width=256)", "--input", "1,3,32,32")
-    assert "CNV607" in {f["rule"] for f in result["targets"][0]["findings"] if f["severity"] == "error"}
+    (target,) = result["targets"]
+    found = {f["rule"]: f for f in target["findings"]}
+    assert (found["CNV607"]["severity"], "from names and shapes" in found["CNV101"]["message"]) == ("error", True)
+    assert (target["totals"]["parameters"], target["totals"]["macs"], target["inputs"]) == (6, None, [])  # each is one element, repeated
+    assert (sum(row["parameters"] for row in target["layers"]), target["totals"]["parameter_bytes"]) == (6, 24)
+    assert any(note.startswith("all of this is the file's alone: it does not fit net.py:Net") for note in target["notes"])
 
 
 def test_auto_and_models_that_are_not_there(tmp_path: Path) -> None:

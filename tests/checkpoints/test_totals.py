@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,47 @@ def test_what_several_tensors_see_counts_once(tmp_path: Path, views: list[torch.
 
     assert (result.totals.parameters, result.totals.parameter_bytes, result.totals.bytes_by_dtype) == (expected, 4 * expected, {"float32": 4 * expected})
     assert sum(row.parameters for row in result.layers) == expected
+
+
+D = torch.zeros(6, 8)
+D[0, 1], D[3, 4], D[5, 7] = 1, 2, 3
+ROWS = [torch.ones(2, 3), torch.ones(4, 3)]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(
+    ("make", "values", "indices"),
+    [
+        (D.to_sparse, 3, 6), (D.to_sparse_csr, 3, 10), (D.to_sparse_csc, 3, 12), (lambda: D.to_sparse_bsr((2, 2)), 12, 7),
+        (lambda: D.to_sparse_bsc((3, 4)), 24, 5), (lambda: D.to_sparse(1), 24, 3),
+        (lambda: torch.nested.nested_tensor(ROWS, layout=torch.jagged), 18, 3), (lambda: torch.nested.nested_tensor(ROWS), 18, 10),
+    ],
+)  # fmt: skip
+def test_sparse_and_nested_tensors(tmp_path: Path, make: Callable[[], torch.Tensor], values: int, indices: int, zipped: bool) -> None:
+    made = make()
+    state = {"a.weight": made, "again.weight": made, "b.weight": nn.Parameter(torch.ones(2, 2)), "p": nn.Parameter(made)}
+    torch.save(state, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
+    result = check(tmp_path / "a.pt")
+    assert result.totals
+    assert result.checkpoint
+
+    assert result.totals.bytes_by_dtype == {"float32": 4 * (values + 4), "int64": 8 * indices}
+    assert (result.status, result.totals.parameters, result.totals.parameter_bytes) == ("ok", made.numel() + 4, 4 * (values + 4) + 8 * indices)
+    assert sum(row.parameters for row in result.layers) == result.totals.parameters
+    assert (result.checkpoint.tensors[0].shape, result.checkpoint.tensors[0].bytes) == (None if made.is_nested else [6, 8], 4 * values + 8 * indices)
+    assert not {f.rule for f in result.findings} & {"CNV001", "CNV601", "CNV602"}
+    assert any(note.startswith(f"{'nested' if made.is_nested else 'sparse'} (a.weight and 2 more): ") for note in result.notes)
+
+
+@pytest.mark.parametrize("more", [0, 5])
+def test_elements_that_are_not_known_are_none(tmp_path: Path, more: int) -> None:
+    gaps = torch.nested.nested_tensor_from_jagged(torch.ones(8, 3), torch.tensor([0, 3, 8]), lengths=torch.tensor([2, 4]))
+    torch.save({"a.weight": gaps, **({"b.weight": torch.ones(more)} if more else {})}, tmp_path / "a.pt")
+    result = check(tmp_path / "a.pt")
+
+    assert (result.status, result.totals and result.totals.parameters) == ("partial", more or None)
+    assert "partial: shape or dtype of a.weight is unknown" in result.notes
 
 
 def covered(region: Region) -> set[int]:
