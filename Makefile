@@ -11,13 +11,13 @@ demo: .venv/.demo
 
 test: .venv/.test
 	@command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium; } >/dev/null 2>&1 || echo "no chromium: browser tests are skipped"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2
 
 oldest:
 	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/pip install --quiet --disable-pip-version-check -c constraints-oldest.txt -e . torch timm torchvision einops \
 		babel pytest pytest-xdist jsonschema hypothesis pre-commit playwright pypdf pyyaml cmarkgfm comrak markdown-it-py
-	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n 2 --ignore tests/integrations --ignore tests/test_site.py --ignore tests/test_wheel.py
+	.venv-oldest/bin/python -m pytest -n 2 --ignore tests/integrations --ignore tests/test_site.py --ignore tests/test_wheel.py
 
 lint: .venv/.test
 	$(BIN)/ruff check .

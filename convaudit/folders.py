@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from convaudit.checkpoints.formats import SUFFIXES, shards_of, sniff, sniff_any
+from convaudit.checkpoints.formats import SUFFIXES, UNREAD, shards_of, sniff, sniff_any
 from convaudit.discovery import SKIPPED
 from convaudit.result import FolderNote, NoteKind
 
@@ -50,21 +51,21 @@ def read_folder(top: Path, *, foreign: bool, allow_code: bool) -> Folder:
     paths = []
     for path, strange in _walked(top, found, foreign):
         if path.endswith(".index.json") and os.path.isfile(path):
-            shards.update(shards_of(Path(path)))
+            shards.update(shards_of(Path(path)))  # these are audited with their index
         paths.append((path, strange))
     for path, strange in paths:
         name = os.path.basename(path)
         if path.endswith(".py"):
             if not os.path.isfile(path):
-                _offer(path, root, found, sniff, quiet=False)
+                _offer(path, root, found, sniff, strange)
             elif allow_code or not strange:
                 found.sources.append(Path(path))
             else:
                 found.note(path, "code", "a Python file, not run: it lies outside this repository (--allow-code runs its models)")
         elif strange and name in _SETTINGS and (name == _SETTINGS[0] or (os.path.isfile(path) and _mentions_convaudit(path))):
             found.note(path, "settings", "settings for convaudit, not obeyed: they lie outside this repository")
-        elif (look := look_at(path)) is not None and Path(path) not in shards:  # these are audited with their index
-            _offer(path, root, found, look, quiet=look is sniff_any and not (strange and path.lower().endswith(_OTHERS)))
+        elif (look := look_at(path)) is not None and Path(path) not in shards and not _is_part(path, found):
+            _offer(path, root, found, look, strange)
     return found
 
 
@@ -98,14 +99,31 @@ def _walked(top: Path, found: Folder, foreign: bool) -> Iterator[tuple[str, bool
         yield from ((os.path.join(folder, name), strange) for name in sorted(files))
 
 
-def _offer(path: str, root: str, found: Folder, look: Look, *, quiet: bool) -> None:
-    """Take a file where ``look`` finds a checkpoint; else a note, unless ``quiet``."""
+def _is_part(path: str, found: Folder) -> bool:
+    """Whether a part of a distributed checkpoint is audited with its ``.metadata``, which comes before it."""
+    return path.endswith(".distcp") and os.path.relpath(os.path.join(os.path.dirname(path), ".metadata")) in found.checkpoints
+
+
+def leads_nowhere(path: str | Path) -> str:
+    """What is wrong with a link to nothing, or to itself."""
+    place = os.readlink(path)
+    try:
+        os.stat(path)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return f"a link to {place}, which leads to itself"
+    return f"a link to {place}, which is not there"
+
+
+def _offer(path: str, root: str, found: Folder, look: Look, strange: bool) -> None:
+    """Take a file where ``look`` finds a checkpoint; else a note, unless it was only tried."""
+    quiet = look is sniff_any and not (strange and path.lower().endswith(_OTHERS))
     real = os.path.realpath(path) if os.path.islink(path) else ""
     if not os.path.isfile(path):
         if quiet:
             return
         if real and not os.path.exists(path):
-            found.note(path, "link", f"a link to {os.readlink(path)}, which is not there")
+            found.note(path, "link", leads_nowhere(path))
         else:
             found.note(path, "other", "no regular file")
         return
@@ -116,7 +134,7 @@ def _offer(path: str, root: str, found: Folder, look: Look, *, quiet: bool) -> N
         return
     if kind is not None:
         found.checkpoints.append(os.path.relpath(path))
-    elif quiet:
+    elif quiet and not (strange and (other or "").startswith(UNREAD)):
         return
     if real and not Path(real).is_relative_to(root):
         found.note(path, "link", f"a link out of the folder, to {real}: {other or 'audited as it is there'}")

@@ -24,6 +24,7 @@ from convaudit.checkpoints.formats import SUFFIXES
 from convaudit.construction import ConstructionLines, construction_locations, is_user_code
 from convaudit.discovery import definition_of
 from convaudit.errors import TargetError, first_line, message_of, nearest
+from convaudit.folders import leads_nowhere
 from convaudit.paths import relative_path
 
 
@@ -152,7 +153,7 @@ _FAILED: dict[tuple[str, int], TargetError] = {}
 def _absent(path: str | Path) -> str:
     if os.path.exists(path):
         return "no regular file"
-    return f"a link to {os.readlink(path)}, which is not there" if os.path.islink(path) else f"no such file or folder{_neighbour(path)}"
+    return leads_nowhere(path) if os.path.islink(path) else f"no such file or folder{_neighbour(path)}"
 
 
 def _neighbour(path: str | Path) -> str:

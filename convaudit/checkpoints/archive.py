@@ -11,6 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol, SupportsIndex
 
+from convaudit.checkpoints.pickle_reader import PickleProblem
+
 MAX_DIRECTORY = 64 * 1000**2
 """Bytes of a central directory that are read."""
 MAX_SAID = 200
@@ -78,6 +80,42 @@ class Window:
         found = read_at(self.file, self.start + self.at, max(0, min(size, self.size - self.at)))
         self.at += len(found)
         return found
+
+
+class Skipping:
+    """A part of a file as the bytes of a pickle most of which is skipped: only what is looked at is read, ``left`` bytes at
+    most, and :class:`PickleProblem` raised beyond them."""
+
+    def __init__(self, file: Readable, start: int, size: int, left: int) -> None:
+        self.file, self.start, self.size, self.left = file, start, size, left
+        self.at, self.held = 0, b""
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, where: int | slice) -> int | bytes:
+        if isinstance(where, slice):
+            first, last, _ = where.indices(self.size)
+            return self._read(first, max(0, last - first))
+        if not self.at <= where < self.at + len(self.held):
+            self.at, self.held = where, self._read(where, min(1 << 12, self.size - where))
+        return self.held[where - self.at]
+
+    def find(self, what: bytes, start: int) -> int:
+        """Where a byte stands first; -1 where it does not."""
+        at, size = start, 1 << 10
+        while at < self.size:
+            found = self._read(at, min(size, self.size - at)).find(what)
+            if found >= 0:
+                return at + found
+            at, size = at + size, 2 * size
+        return -1
+
+    def _read(self, at: int, size: int) -> bytes:
+        if size > self.left:
+            raise PickleProblem(f"it goes beyond the bytes that are read (--max-pickle), at byte {at:,}", limit=True)
+        self.left -= size
+        return read_at(self.file, self.start + at, size)
 
 
 @dataclass

@@ -26,6 +26,7 @@ from convaudit.checkpoints.archive import (
     Member,
     Readable,
     Said,
+    Skipping,
     Unpacker,
     Window,
     content,
@@ -79,13 +80,19 @@ _MAGIC = 0x1950A86A20F9469CFC6C
 _MAGIC_BYTES = b"\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
 _PICKLED = (".pickle", ".joblib", ".dat", ".data", ".p", ".pk", ".sav", ".dill", ".pth", ".th")
 """Suffixes of members that are read as pickles whatever they begin with; none of them has to be one."""
-_NUMERIC = re.compile(rb" *\{ *'descr': *'[<>|=]?[?bBhHiIlLqQefdgFDGuc]\d*',[^\\]*\Z")
-"""The header of a numpy array whose elements are plain numbers; of any other, a pickle may follow."""
+_PLAIN = rb"'[<>|=]?[?bBhHiIlLqQefdgFDGcuSaUVmM]\d*(?:\[\d*\w\w?\])?'"
+_FIELD = rb"\( *(?:%b|\( *%b *, *%b *\)) *, *%b *(?:, *\([\d, L]*\) *)?,? *\)" % (*3 * (rb"'[\w .%#+*/&\x80-\xff-]*'",), _PLAIN)
+_RECORD = re.compile(rb"\[ *%b *(?:, *%b *)*,? *\]" % (_FIELD, _FIELD))
+_NO_OBJECTS = re.compile(rb" *\{ *'descr': *%b, *'fortran_order': *(?:True|False), *'shape': *\([\d, L]*\),? *\} *\n?" % _PLAIN)
+"""The header of a numpy array of numbers, texts, dates or bytes, where a record is one of bytes; of any other, a pickle may follow."""
+_OBJECTS = re.compile(rb"'[<>|=]?O\d*'|object")
 _NATIVE = (
     ".so", ".dll", ".dylib", ".pyd", ".exe", ".o", ".cubin", ".hsaco", ".py", ".pyc", ".pyw", ".pyz", ".whl", ".egg", ".jar", ".sh",
     ".bat", ".cmd", ".ps1",
 )  # fmt: skip
 """Suffixes of members that are libraries, programs, or packages of them."""
+_LINE = re.compile(rb"V|S['\"]")
+"""Opcodes whose text may take up all of a file."""
 _IMPORTING = re.compile(rb"(?:\A|[\r\n])import[ \t]")
 """A line that Python runs where a .pth file lies beside its packages (``site``)."""
 _PACKED = {
@@ -93,6 +100,8 @@ _PACKED = {
     b"Rar!\x1a\x07": "a RAR archive", b"(\xb5/\xfd": "a Zstandard file",
 }  # fmt: skip
 """What is packed, by its first bytes."""
+UNREAD = ("a 7z archive", "a RAR archive", "a Zstandard file", "a tar file")
+"""What :func:`refusal` calls archives that are not looked into."""
 _STREAMS: dict[bytes, tuple[str, Callable[[], Unpacker]]] = {
     b"\x1f\x8b\x08": ("gzip", lambda: Inflater(31)), b"BZh": ("bzip2", bz2.BZ2Decompressor),
     **dict.fromkeys((b"\xfd7zXZ\0", b"\x5d\0\0"), ("xz", lambda: lzma.LZMADecompressor(memlimit=100_000_000))),
@@ -288,7 +297,7 @@ def _is_tar(head: bytes) -> bool:
 def recognise(head: bytes, name: str, size: int) -> str | None:
     """``zip``, ``safetensors``, ``pickle`` or ``sharded`` by the first bytes; the name decides where they are too few."""
     name = name.lower()
-    if name.endswith(".index.json"):
+    if name.endswith(".index.json") and not (head.startswith(b"PK\3\4") or looks_like_pickle(head)):
         return "sharded"
     if refusal(head):
         return None
@@ -308,18 +317,21 @@ def recognise(head: bytes, name: str, size: int) -> str | None:
 def sniff(path: str) -> tuple[str | None, str | None]:
     """The kind of a file by its first bytes, and what else it is. Raises :class:`OSError`."""
     size = os.stat(path).st_size
-    if path.endswith(".distcp"):
-        return None, "a part of a distributed checkpoint: audit its folder's .metadata, which says what is in it"
     with open(path, "rb") as file:
         head = file.read(512)
         kind = recognise(head, os.path.basename(path), size)
         if kind is None:
             kind = _otherwise(file, head, size)
+    if path.endswith(".distcp") and kind != "pickle":
+        return None, "a part of a distributed checkpoint: audit its folder's .metadata, which says what is in it"
     return kind, None if kind else refusal(head) or "no checkpoint that convaudit knows"
 
 
 def _otherwise(file: Readable, head: bytes, size: int, *, named: bool = True) -> str | None:
-    """The kind of a file that its first bytes do not tell: an array of objects, an archive behind other bytes, an old pickle."""
+    """The kind of a file that its first bytes do not tell: an array of objects, an archive behind other bytes, an old pickle.
+
+    A pickle without a header may begin as other files do: ``G`` takes eight bytes, ``BZh`` counts them, a tar begins with a name.
+    """
     said = refusal(head)
     stream = _stream(file, head)
     if stream:
@@ -327,10 +339,13 @@ def _otherwise(file: Readable, head: bytes, size: int, *, named: bool = True) ->
         if begun and (recognise(begun[:512], "", 1 << 62) or _imports(io.BytesIO(begun), 0, len(begun))):
             return "packed"
     if head.startswith(b"\x93NUMPY"):
-        return "array" if _objects_at(file) is not None else None
-    if not (_packed(head) or _is_tar(head)) and has_directory(file, size) and (not said or read_archive(file, size, 10).members):
-        return "zip"
-    return "pickle" if not said and (_unpickles if named else _imports)(file, 0, size) else None
+        at, declared = _objects_at(file)
+        rest = None if at is None else Window(file, at, max(0, size - at))
+        return "array" if rest and (declared or _unpickles(rest, rest.size, alone=False)) else None
+    archive = not (_packed(head) or _is_tar(head)) and has_directory(file, size) and bool(not said or read_archive(file, size, 10).members)
+    if _unpickles(file, size, alone=not (said or archive)) if named else _imports(file, 0, size):
+        return "pickle"
+    return "zip" if archive else None
 
 
 def sniff_any(path: str) -> tuple[str | None, str | None]:
@@ -354,7 +369,10 @@ def sniff_any(path: str) -> tuple[str | None, str | None]:
             if not made.tensors and all(used.tier in ("tensors", "plain data") for used in made.globals):
                 return None, f"{what} whose pickles name no code: name it to audit it"
         elif kind == "array" or (kind == "pickle" and _MAGIC_BYTES not in head[:32]):
-            kind = kind if _imports(file, (_objects_at(file) or 0) if kind == "array" else 0, size) else None
+            found = _imports(file, (_objects_at(file)[0] or 0) if kind == "array" else 0, size)
+            if not found and head[0] == 0x80:
+                return None, "a pickle that names no code: name it to audit it"
+            kind = kind if found else None
     return kind, None if kind else refusal(head) or "no checkpoint that convaudit knows"
 
 
@@ -367,13 +385,20 @@ def _imports(file: Readable, start: int, size: int) -> bool:
         reading = _widening(file, start, max(0, size - start), MAX_PICKLE, Work.part(MAX_PICKLE // 10))
         problem = reading.problem
     names = _importable(reading)
-    return bool(names and problem is None) or any(use.called for use in names) or (problem is not None and problem.limit and head[0] == 0x80)
+    return bool(names and problem is None) or any(use.called for use in names) or (head[:1] == b"\x80" and _is_limited(reading, size - start, MAX_PICKLE))
 
 
-def _unpickles(file: Readable, start: int, size: int) -> bool:
-    """Whether bytes are a pickle without a header that would import something before it ends or breaks."""
-    reading = _widening(file, start, size - start, MAX_PICKLE, Work.part(MAX_PICKLE // 10))
-    return reading.problem is None or reading.problem.limit or bool(_importable(reading))
+def _unpickles(file: Readable, size: int, *, alone: bool) -> bool:
+    """Whether a file is a pickle without a header: it would import something before it ends or breaks, or it ends and is
+    nothing else (``alone``)."""
+    reading = _widening(file, 0, size, MAX_PICKLE, Work.part(MAX_PICKLE // 10))
+    return bool(_importable(reading)) or (alone if reading.problem is None else _is_limited(reading, size, MAX_PICKLE))
+
+
+def _is_limited(reading: Reading, size: int, most: int) -> bool:
+    """Whether what ends a reading is a limit: its own, or the first ``most`` of ``size`` bytes."""
+    problem = reading.problem
+    return problem is not None and (problem.limit or (problem.truncated and most < size and problem.needs <= size))
 
 
 def _importable(reading: Reading) -> list[GlobalUse]:
@@ -393,10 +418,33 @@ def _widening(file: Readable, start: int, size: int, most: int, work: Work) -> R
         spent.bytes = max(0, spent.bytes - max(0, len(data) - first))
         reading = pickle_reader.read(data, work=spent)
         if reading.problem is None or not reading.problem.truncated or max(len(data), reading.problem.needs - 1) >= min(size, most):
+            if reading.problem is not None and min(size, most) < reading.problem.needs <= size:  # it skips a long value
+                del reading
+                given = spent.bytes // 8
+                rest = Skipping(file, start, size, given)
+                reading = pickle_reader.read(rest, work=spent)  # type: ignore[arg-type]
+                spent.bytes -= given - rest.left
             vars(work).update(vars(spent))
             return reading
         del reading
         window = window * 16 if window * 32 < size else size  # never nearly all of it twice
+
+
+def _each(file: Readable, start: int, size: int, most: int, work: Work) -> Iterator[Reading]:
+    """Read what could be pickles one behind the other, as a legacy file's five; what is behind them is left out."""
+    at = 0
+    for number in range(5):
+        reading = _widening(file, start + at, size - at, most, work)
+        if number and reading.problem is not None and not reading.globals:
+            return
+        for use in reading.globals.values():
+            use.offset += at
+        reading.end += at
+        yield reading
+        at = reading.end
+        if reading.problem is not None or at >= size:
+            return
+        work.opcodes -= min(work.opcodes, 1000)  # for the bytes that are read again
 
 
 def read_checkpoint(path: str, *, max_pickle: int = MAX_PICKLE) -> Checkpoint:
@@ -424,7 +472,8 @@ def read_checkpoint(path: str, *, max_pickle: int = MAX_PICKLE) -> Checkpoint:
 def _behind(made: Checkpoint, file: Readable, size: int, work: Work) -> None:
     """An archive behind what is no archive, which zip readers would open."""
     if has_directory(file, size) and (members := read_archive(file, size, work.members).members):
-        made.problems.append("a zip archive stands behind it")
+        said = "a zip archive stands behind it" if made.problems else "its last bytes are a zip archive"  # within its data
+        (made.problems or made.notes).append(said)
         _scan(made, _Zip(file, size, "the archive behind it: ", members=members), work, None)
 
 
@@ -442,11 +491,15 @@ def _safetensors(made: Checkpoint, file: BinaryIO, size: int, work: Work) -> Non
     made.complete = False
     head = read_at(file, 0, 8)
     length = int.from_bytes(head, "little")
-    if looks_like_pickle(head) or _goes_on(read_at(file, 0, 512), work):
-        reading = _widening(file, 0, size, work.pickle, work)
-        if _importable(reading):
+    if pickle_reader.may_begin(head):
+        readings = list(_each(file, 0, size, work.pickle, work))
+        naming = [reading for reading in readings if _importable(reading)]
+        for reading in naming:
             _record(made, reading, "the whole file")
-            made.problems.append("it is a pickle as well")
+        cut = readings[-1].problem
+        limited = cut is not None and (cut.limit or (_LINE.search(head[:4]) is not None and _is_limited(readings[-1], size, work.pickle)))
+        if naming or limited:
+            made.problems.append("it is a pickle as well" + (f", which was not read whole: {cut}" if limited else ""))
     if len(head) < 8 or length > size - 8:
         made.problems.append(f"its header is to have {length:,} bytes; the file has {size:,}")
         return
@@ -565,9 +618,7 @@ def _pickle_file(made: Checkpoint, file: BinaryIO, size: int, work: Work) -> Non
     if broken is not None:
         limited = len(data) < size and broken.truncated
         said = f"its pickle goes beyond {max_pickle:,} bytes (--max-pickle)" if limited else str(broken)
-        if not broken.limit and any(("joblib.numpy_pickle", "NumpyArrayWrapper") in reading.globals for reading in readings):
-            said += ": joblib puts raw arrays between its opcodes, and nothing behind the first was read"
-        made.problems.append(said)
+        made.problems.append(said + ("" if broken.limit else _joblib(readings)))
         made.complete = False
     if not legacy:
         if not made.packed and _distributed(made, readings, work):
@@ -676,14 +727,15 @@ def _read_item(made: Checkpoint, item: Window, where: str, work: Work) -> None:
             del made.globals[known:]
             work.globals = left
         return
-    reading = _widening(item, 0, item.size, min(work.pickle, work.bytes), work)
-    _record(made, reading, where)
-    made.problems.append(f"{where}: it is no archive" + (f": {reading.problem}" if reading.problem else ""))
+    readings = list(_each(item, 0, item.size, min(work.pickle, work.bytes), work))
+    for reading in readings:
+        _record(made, reading, where)
+    made.problems.append(f"{where}: it is no archive" + (f": {readings[-1].problem}" if readings[-1].problem else ""))
 
 
 def _array_file(made: Checkpoint, file: BinaryIO, size: int, work: Work) -> None:
     """A numpy array of objects: a pickle behind a header."""
-    start = _objects_at(file) or 0
+    start = _objects_at(file)[0] or 0
     _pickle_file(made, Window(file, start, size - start), max(0, size - start), work)  # type: ignore[arg-type]
 
 
@@ -703,6 +755,12 @@ def _packed_file(made: Checkpoint, file: BinaryIO, size: int, work: Work) -> Non
     made.places = [None] * len(made.places)
     made.away.update(dict.fromkeys(range(len(made.places)), "the file is compressed: unpack it first"))
     made.notes.append(f"compressed with {made.packed}: {len(data):,} bytes were unpacked and read")
+
+
+def _joblib(readings: list[Reading]) -> str:
+    """Why a pickle that joblib wrote breaks off; nothing of any other."""
+    wrapped = any(("joblib.numpy_pickle", "NumpyArrayWrapper") in reading.globals for reading in readings)
+    return ": joblib puts raw arrays between its opcodes, and nothing behind the first was read" if wrapped else ""
 
 
 def _in_a_row(data: bytes, most: int, work: Work) -> list[Reading]:
@@ -738,7 +796,7 @@ def _legacy_storages(made: Checkpoint, file: BinaryIO, size: int, keys: Reading,
         if elements != storage.elements:
             made.problems.append(f"storage {key[:40]} holds {elements:,} elements where {storage.elements:,} are named")
             return spans
-        spans[key] = at + 8, size_of(elements, storage.dtype) or 0
+        spans[key] = at + 8, storage.bytes() or 0
         at += 8 + spans[key][1]
     missing = sorted(table.storages.keys() - set(given))
     if missing:
@@ -901,19 +959,23 @@ def _scan(made: Checkpoint, archive: _Zip, work: Work, root: str | None) -> list
         if not program and (head.startswith(b"\x7fELF") or member.name.lower().endswith(_NATIVE) or _is_path_file(file, member)):
             made.codes.append(f"{archive.inside}{member.name}"[:500])
         stored = "/data/" in member.name and member.name.rpartition("/")[2].isdigit()
-        nested = head.startswith(b"PK\3\4") or _archive_behind(archive, member, work, unsearched, storage=stored)
+        zipped = head.startswith(b"PK\3\4")  # and no pickle: P is an id of text, which neither pickle nor torch takes
+        nested = zipped or _archive_behind(archive, member, work, unsearched, storage=stored)
         packed = _packed(head) or ("a tar file" if _is_tar(head) else None)
         named = member.name.endswith((".pkl", ".debug_pkl"))
+        if named and not zipped and (not packed or looks_like_pickle(head)):
+            whole, sound = _pickled_member(made, archive, member, root, work)
+            wrong += [] if sound else [archive.shown(member)]
+            if whole:
+                continue  # an archive would be within a text of it
+        elif not zipped:
+            sure = looks_like_pickle(head) or named or (not stored and member.name.lower().endswith(_PICKLED))
+            if head.startswith(b"\x93NUMPY") or sure or _goes_on(head, work):
+                _unnamed(made, archive, member, work, sure=sure)
         if nested:
             _nested(made, archive, member, work)
         elif packed:
             made.notes.append(f"member {archive.shown(member)} is {packed}; it was not read")
-        elif named:
-            wrong += _pickled_member(made, archive, member, root, work)
-        else:
-            sure = looks_like_pickle(head) or (not stored and member.name.lower().endswith(_PICKLED))
-            if head.startswith(b"\x93NUMPY") or sure or _goes_on(head, work):
-                _unnamed(made, archive, member, work, sure=sure)
     if unsearched:
         more = f" and {len(unsearched) - 1:,} more" if unsearched[1:] else ""
         made.notes.append(f"not searched for archives behind their beginning (--max-pickle): {unsearched[0]}{more}")
@@ -927,11 +989,12 @@ def _is_path_file(file: Readable, member: Member) -> bool:
 
 
 def _goes_on(head: bytes, work: Work) -> bool:
-    """Whether bytes without a pickle's header could be a pickle's: they end before they break."""
+    """Whether bytes without a pickle's header could be a pickle's: they end, or call something, before they break."""
     if not pickle_reader.may_begin(head):
         return False
-    problem = pickle_reader.read(head, work=Work.part(work.pickle // 100)).problem
-    return problem is None or problem.limit or problem.truncated
+    reading = pickle_reader.read(head, work=Work.part(work.pickle // 100))
+    problem = reading.problem
+    return problem is None or problem.limit or problem.truncated or any(use.called for use in _importable(reading))
 
 
 def _archive_behind(archive: _Zip, member: Member, work: Work, unsearched: list[str], *, storage: bool) -> bool:
@@ -979,13 +1042,17 @@ def _content(archive: _Zip, member: Member, work: Work) -> tuple[bytes, str | No
     return data, short
 
 
-def _objects_at(file: Readable) -> int | None:
-    """Where the pickle of a numpy array of objects begins (``numpy/lib/format.py``); None where its elements are numbers."""
+def _objects_at(file: Readable) -> tuple[int | None, bool]:
+    """Where the pickle of a numpy array of objects begins (``numpy/lib/format.py``), None where its elements are none; and
+    whether its header names objects, or is only not known."""
     head = read_at(file, 0, 12)
     start, size = (10, 2) if head[6:7] == b"\1" else (12, 4)
     length = int.from_bytes(head[8 : 8 + size], "little")
     header = read_at(file, start, min(length, 1 << 16))
-    return None if _NUMERIC.match(header) and header.count(b"descr") == 1 else start + length
+    plain = header
+    for _ in range(10):  # records in records, the innermost first
+        plain = _RECORD.sub(b"'V1'", plain)
+    return None if _NO_OBJECTS.fullmatch(plain) else start + length, _OBJECTS.search(header) is not None
 
 
 def _exported(made: Checkpoint, archive: _Zip, work: Work) -> None:
@@ -1041,33 +1108,38 @@ def _unnamed(made: Checkpoint, archive: _Zip, member: Member, work: Work, *, sur
         data, short = _content(archive, member, work)
         file, size = io.BytesIO(data), len(data)
     array = read_at(file, 0, 6) == b"\x93NUMPY"
-    at = _objects_at(file) if array else 0
+    at, declared = _objects_at(file) if array else (0, False)
     if at is None:
         return
     most = min(work.pickle, work.bytes)
     share = work if sure or array else replace(work, opcodes=work.opcodes // 10, objects=work.objects // 10)
     before = share.opcodes, share.objects
-    reading = _widening(file, at, max(0, size - at), most, share)
+    readings = list(_each(file, at, max(0, size - at), most, share))
     if share is not work:  # a guess leaves most of the limits to what is sure
         work.opcodes -= before[0] - share.opcodes
         work.objects -= before[1] - share.objects
         work.bytes = share.bytes
-    names = _importable(reading)
-    begun = read_at(file, at, 1) == b"\x80"  # without its header, a list of words looks like one
-    if any(use.tier != "tensors" if begun else use.called for use in names) or ((reading.globals if begun else names) and reading.problem is None):
-        _record(made, reading, f"{archive.inside}{member.name}")
-        if not array and not member.name.lower().endswith(_PICKLED):
-            made.problems.append(f"member {archive.shown(member)} is a pickle where none should be")
+    start = at
+    for reading in readings:
+        names = _importable(reading)
+        begun = declared or read_at(file, start, 1) == b"\x80"  # without its header, a list of words looks like one
+        start = at + reading.end
+        if any(use.tier != "tensors" if begun else use.called for use in names) or ((reading.globals if begun else names) and reading.problem is None):
+            _record(made, reading, f"{archive.inside}{member.name}")
+            if not array and readings[0].value != _MAGIC and not member.name.lower().endswith(_PICKLED):
+                made.problems.append(f"member {archive.shown(member)} is a pickle where none should be")
     if reading.problem is None or not (sure or array):
         return
-    if reading.problem.truncated and size - at > most >= reading.problem.needs:
+    if not reading.problem.limit and _is_limited(reading, size - at, most):
         short = f"goes beyond the {most:,} bytes that are read (--max-pickle)"
     if reading.problem.limit or (short and reading.problem.truncated):
         made.problems.append(f"member {archive.shown(member)} {short or reading.problem}")
+    elif declared or _joblib(readings):
+        made.problems.append(f"member {archive.shown(member)}: {reading.problem}{_joblib(readings)}")
 
 
-def _pickled_member(made: Checkpoint, archive: _Zip, member: Member, root: str | None, work: Work) -> list[str]:
-    """Read a pickle, and the table of the one at ``root``; its name where its CRC is wrong."""
+def _pickled_member(made: Checkpoint, archive: _Zip, member: Member, root: str | None, work: Work) -> tuple[bool, bool]:
+    """Read a pickle, and the table of the one at ``root``; whether it is the whole member, and whether its CRC is right."""
     data, short = _content(archive, member, work)
     readings = _in_a_row(data, 100, work)
     first, last, shown = readings[0], readings[-1], archive.shown(member)
@@ -1097,7 +1169,8 @@ def _pickled_member(made: Checkpoint, archive: _Zip, member: Member, root: str |
                 for other in archive.members
                 if other.size >= _LARGE and not other.name.startswith(folders) and other.name.removeprefix(root) not in _KNOWN_MEMBERS
             ]
-    return [] if short or zlib.crc32(data) == member.crc else [shown]
+    whole = not short and last.problem is None and last.end == len(data)
+    return whole, bool(short) or zlib.crc32(data) == member.crc
 
 
 def _span(archive: _Zip, member: Member, *, swapped: bool = False) -> _Span:
@@ -1110,7 +1183,7 @@ def _span(archive: _Zip, member: Member, *, swapped: bool = False) -> _Span:
 
 def _presence(sizes: dict[str, int]) -> Callable[[Storage], str | None]:
     def missing(storage: Storage) -> str | None:
-        size, wanted = sizes.get(storage.key), size_of(storage.elements, storage.dtype)
+        size, wanted = sizes.get(storage.key), storage.bytes()
         if size is None:
             return f"storage data/{storage.key[:40]} is named and not there"
         if wanted is not None and size != wanted:

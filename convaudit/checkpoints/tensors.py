@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from convaudit.checkpoints.pickle_reader import Call, Dict, Global, Persistent, Work
+from convaudit.checkpoints.pickle_reader import Call, Dict, Global, Persistent, Set, Work, brief
 from convaudit.result import TensorRow
 
 Role = Literal["parameter", "buffer", "optimizer", "ema", "other"]
@@ -51,20 +51,25 @@ _INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "ui
 
 @dataclass
 class Storage:
-    """A storage as a persistent id names it: its key, element type and size in elements; ``begin`` is the element at which
-    a part of it begins, as torch 0.1 could name one."""
+    """A storage as a persistent id names it: its key, element type and size in elements (in bytes, where several elements are
+    in one); ``begin`` is the element at which a part of it begins, as torch 0.1 could name one."""
 
     key: str
     dtype: str
     elements: int
     begin: int = 0
 
+    def bytes(self) -> int | None:
+        """Bytes that it takes; None where its type is not known."""
+        return self.elements if BITS.get(self.dtype, 8) < 8 else size_of(self.elements, self.dtype)
+
 
 @dataclass
 class Tensor:
     """A tensor as its rebuild call describes it; None is not known. Offsets and strides are in elements; ``kind`` says what
     it is where its elements do not lie in its storage as they are, ``parts`` what a sparse or nested one is stored as:
-    its values, then indices or lengths. ``held`` are the elements of one that has no one shape."""
+    its values, then indices or lengths; ``beside`` are the scales and zero points of a quantized one. ``held`` are the
+    elements of one that has no one shape."""
 
     shape: tuple[int, ...] | None
     dtype: str
@@ -75,6 +80,7 @@ class Tensor:
     parameter: bool = False
     kind: str = ""
     parts: tuple[Tensor, ...] = ()
+    beside: tuple[Tensor, ...] = ()
     held: int | None = None
 
     def elements(self) -> int | None:
@@ -162,6 +168,8 @@ def _rebuilt(module: str, name: str, args: tuple[Any, ...], state: Any, depth: i
         made = _strided(args, None)
         if name == "_rebuild_tensor_v2" and len(args) > 6 and args[6]:
             made.kind = "conjugated" if isinstance(args[6], Dict) and "conj" in args[6][::2] else "negated"
+        if name == "_rebuild_qtensor" and len(args) > 4 and isinstance(args[4], tuple):
+            made.beside = tuple(inner for part in args[4][:4] if (inner := tensor_of(part, depth + 1)) is not None)
         return made
     if name == "_rebuild_tensor_v3" and len(args) >= 7:
         return _strided(args, dtype_of(args[6]))
@@ -412,14 +420,19 @@ def _entries(entries: Dict, path: _Path, role: Role | None, wrappers: list[str] 
 
 
 def _key(key: Any) -> str:
-    return key if isinstance(key, str) else str(key) if isinstance(key, (int, float)) else key.decode("utf-8", "backslashreplace") if isinstance(key, bytes) else "…"
+    """A key as a part of a name: a text as it is, others about as Python shows them."""
+    if isinstance(key, (str, bytes)):
+        return key if isinstance(key, str) else key.decode("utf-8", "backslashreplace")
+    if isinstance(key, Call) and isinstance(key.function, Global):
+        return f"{key.function.name}{brief(key.args)}"
+    return str(key) if isinstance(key, (int, float)) else f"{{{brief(key)[1:-1]}}}" if isinstance(key, Set) else brief(key)
 
 
 def _add(table: Table, tensor: Tensor, name: str, role: Role | None, where: str) -> None:
     storage = tensor.storage
     if role is None:
         role = role_of(name, tensor.dtype)
-    for part in tensor.parts or (tensor,):
+    for part in (*(tensor.parts or (tensor,)), *tensor.beside):
         if part.storage is not None:
             known = table.storages.setdefault(part.storage.key, part.storage)
             _check(table, part, known, name)
@@ -455,11 +468,10 @@ def _check(table: Table, tensor: Tensor, storage: Storage, name: str) -> None:
     if len(shape) != len(stride):
         table.problems.append(f"{shown} has {len(shape)} sizes and {len(stride)} strides")
         return
-    bits, held = BITS.get(tensor.dtype), BITS.get(storage.dtype)
+    bits, held = BITS.get(tensor.dtype), storage.bytes()
     if bits is None or held is None or 0 in shape:
         return
     last = tensor.offset + sum((size - 1) * step for size, step in zip(shape, stride)) + 1
-    have = storage.elements * held
-    if last * bits > have:
-        table.problems.append(f"{shown} reaches element {last:,} of storage {storage.key[:40]}, which holds {have // bits:,}")
+    if last * bits > held * 8:
+        table.problems.append(f"{shown} reaches element {last:,} of storage {storage.key[:40]}, which holds {held * 8 // bits:,}")
 

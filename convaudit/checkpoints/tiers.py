@@ -131,8 +131,10 @@ _VARIABLE_FUNCTIONS = (
 )
 """Functions of torch that only compute, which whole modules keep as attributes; what torch gives away itself is pickled by getattr."""
 _KEPT = frozenset((module, name) for module, names in _FUNCTIONS.items() for name in names.split())
-_TORCH_CLASSES = {
+_CLASSES = {
     ("torch", "ScriptObject"),  # a quantized LSTM's weights
+    ("joblib.numpy_pickle", "NumpyArrayWrapper"),  # before each array of joblib's
+    *(("torch.nn.parameter", name) for name in ("UninitializedParameter", "UninitializedBuffer", "Buffer")),  # of lazy modules
     ("torch._C", "_VariableFunctionsClass"),
     *(("torch.distributed.fsdp.api", name) for name in
       "BackwardPrefetch CPUOffload MixedPrecision ShardingStrategy StateDictType FullStateDictConfig LocalStateDictConfig ShardedStateDictConfig".split()),
@@ -184,7 +186,7 @@ def tier_of(module: str, name: str) -> tuple[Tier, str, str]:
 
 def is_begun(module: str, name: str) -> bool:
     """Whether ``name`` is the beginning of a name of data, as in a file that was cut."""
-    return any(held == module and known.startswith(name) for held, known in TENSORS | PLAIN | _KEPT | _TORCH_CLASSES)
+    return any(held == module and known.startswith(name) for held, known in TENSORS | PLAIN | _KEPT | _CLASSES)
 
 
 def _tier(module: str, name: str) -> Tier:
@@ -199,7 +201,7 @@ def _tier(module: str, name: str) -> Tier:
         return "plain data"
     if module.startswith(_CLASS_MODULES) and name[:1].isupper():
         return "classes"
-    if (module, name) in _KEPT or (module, name) in _TORCH_CLASSES:
+    if (module, name) in _KEPT or (module, name) in _CLASSES:
         return "classes"
     if top == "__main__" or top == "__torch__":
         return "classes"

@@ -50,9 +50,10 @@ class CorruptCheckpoint(Rule):
         problems = list(dict.fromkeys(context.file.problems))
         if problems:
             more = f"; and {len(problems) - 2} more" if len(problems) > 2 else ""
+            limits = all("--max-pickle" in said for said in problems)
             yield context.finding(
                 "; ".join(problems[:2]) + more,
-                suggestion="compare its checksum with the publisher's and download it again",
+                suggestion="raise --max-pickle to have all of it read" if limits else "compare its checksum with the publisher's and download it again",
                 evidence={"problems": problems[:100]},
             )
 

@@ -68,7 +68,7 @@ class UnsafePickle(Rule):
         codes = context.file.codes
         if codes:
             yield context.finding(
-                f"it holds native or Python code: {', '.join(codes[:3])}" + (f" and {len(codes) - 3} more" if codes[3:] else ""),
+                f"it holds programs or libraries: {', '.join(codes[:3])}" + (f" and {len(codes) - 3} more" if codes[3:] else ""),
                 suggestion="do not load it unless you know who built it",
                 evidence={"members": codes[:100]},
             )

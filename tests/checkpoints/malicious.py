@@ -48,13 +48,14 @@ TOP = [("os", "system"), ("builtins", "eval"), ("torch.hub", "load"), ("joblib",
 
 
 class Sparse(bytes):
-    """Bytes with zeros behind them up to ``size``, which need not be written."""
+    """Bytes with zeros behind them up to ``size``, which need not be written, and a ``tail``."""
 
     size: int
+    tail: bytes
 
-    def __new__(cls, data: bytes, size: int) -> Sparse:
+    def __new__(cls, data: bytes, size: int, tail: bytes = b"") -> Sparse:
         made = super().__new__(cls, data)
-        made.size = size
+        made.size, made.tail = size, tail
         return made
 
 
@@ -106,6 +107,26 @@ def tensor(key: str = "0", elements: int = 2) -> bytes:
 
 STACKED = text("os") + text("system") + b"\x93" + text("id") + b"\x85R."
 """A pickle of protocol 4 without its header."""
+
+
+BEGUN = {
+    "a pickle without its header": STACKED, "an INST": b"(S'x'\nibuiltins\neval\n.", "items for nothing": b"N(e(u(\x90" + GLOBAL,
+    "a long beginning": b"N0" * 300 + GLOBAL, "an old pickle": GLOBAL, "a pickle": b"\x80\x02" + GLOBAL,
+}  # fmt: skip
+"""Pickles that other things may stand behind."""
+
+
+def as_tar(pickled: bytes) -> bytes:
+    """A pickle that is a tar archive by its magic."""
+    return pickled.ljust(257, b"\0") + b"ustar" + bytes(1500)
+
+
+LIKE = {
+    "GGUF": b"GGUF\3\0\0\0\0" + GLOBAL, "bzip2": b"BZh\0\0" + bytes(0x685A) + GLOBAL, "a tar": as_tar(b"\x80\x02" + GLOBAL),
+    "an old tar": as_tar(STACKED), "safetensors": b"X\5\0\0\0\0\0\0{a" + GLOBAL + bytes(2000),
+    "safetensors, and breaks": b"X\5\0\0\0\0\0\0{a" + STACKED[:-1] + bytes(2000), "safetensors, then code": b"X\5\0\0\0\0\0\0{a.\x80\x02" + GLOBAL + bytes(2000),
+}  # fmt: skip
+"""Pickles whose first bytes are those of other files."""
 
 
 def numpy_array(pickled: bytes, descr: bytes = b"'descr': '|O'") -> bytes:
@@ -297,6 +318,21 @@ def archives() -> Iterator[tuple[str, str, bytes, str]]:
     yield "an archive behind a comment", "a.pt", good[:-2] + b"\x05\0PK\5\6x", "CNV602"
     yield "a second archive behind the first", "a.pt", good + in_zip(b"\x80\x02" + GLOBAL), "CNV601"
     yield "compiled code of an exported program", "a.pt2", in_zip(EMPTY, ("m/data/aotinductor/model/x.wrapper.so", b"\x7fELF")), "CNV601"
+    for name, begun in BEGUN.items():
+        for what, archive in (("an archive", good), ("an archive of no pickle", in_zip(b"")), ("an archive with a comment", good[:-2] + b"\5\0hello")):
+            for place in ("a.pt", "a"):
+                yield f"{name} before {what}, {place}", place, begun + archive, "CNV601"
+        for member in ("data.pkl", "x.pkl", "in.bin", "data/1", "x.pickle"):
+            more = [] if member == "data.pkl" else [(f"a/{member}", begun + good)]
+            yield f"{name} before an archive in {member}", "a.pt", in_zip(EMPTY if more else begun + good, *more), "CNV601"
+    for name, data in LIKE.items():
+        for place in ("a.pt", "a.dat", "a.gguf"):
+            yield f"a pickle like {name}, {place}", place, data, "CNV601"
+        yield f"a pickle like {name}, as data.pkl", "a.pt", in_zip(data), "CNV601"
+        yield f"a pickle like {name}, in in.bin", "a.pt", in_zip(EMPTY, ("a/in.bin", data)), "CNV601"
+    for at in range(1, 5):
+        yield f"a legacy file with code in its pickle {at + 1}, in in.bin", "a.pt", in_zip(EMPTY, ("a/in.bin", legacy(at))), "CNV601"
+    yield "a pickle called an index", "a.index.json", b"\x80\x02" + GLOBAL, "CNV601"
     yield "overlapping members", "a.pt", overlapping(), "CNV602"
 
 
@@ -312,15 +348,19 @@ def nested() -> Iterator[tuple[str, str, bytes, str]]:
     yield "in an exported program's samples", "a.pt2", in_zip(EMPTY, ("m/archive_format", b"pt2"), ("m/data/sample_inputs/model.pt", in_zip(evil))), "CNV601"
     yield "in an older exported program", "a.pt2", in_zip(EMPTY, ("serialized_state_dict.pt", in_zip(evil)), ("serialized_exported_program.json", b"{}")), "CNV601"
     yield "an archive behind a member's bytes", "a.pt", in_zip(EMPTY, ("a/data/0", bytes(600) + in_zip(evil))), "CNV601"
-    for descr in (b"'descr': 'O'", b"'descr': 'object'", b" " * 600 + b"'descr': '|O'", b"'descr': [('a', '|O')]", b"'descr': '<f4', 'descr': '|O'", b"'descr': '<f4', 'd\\x65scr': '|O'"):
+    for descr in (b"'descr': 'O'", b"'descr': 'object'", b" " * 600 + b"'descr': '|O'", b"'descr': [('a', '|O')]", b"'descr': [('a', [('b', '<f4'), ('c', '|O', (2,))])]", b"'descr': '<f4,O'",
+                  b"""'descr': [("x[(", '|O'), (",'<f4')]", '<f4')]""", b"'descr': '<f4', 'descr': '|O'", b"'descr': '<f4', 'd\\x65scr': '|O'"):
         array = numpy_array(evil, descr)
         yield f"an array of {descr.strip().decode()}, {len(descr)} bytes", "a.pt", in_zip(EMPTY, ("a/x.npy", array)), "CNV601"
         yield f"an archive of arrays of {descr.strip().decode()}, {len(descr)} bytes", "a.npz", in_zip(EMPTY, ("x.npy", array)), "CNV601"
+    yield "an array of objects that is no pickle", "a.pt", in_zip(EMPTY, ("a/x.npy", numpy_array(b"\x80\n"))), "CNV602"
+    yield "an array that joblib wrote in a member", "a.pt", in_zip(EMPTY, ("a/x.joblib", b"\x80\x04cjoblib.numpy_pickle\nNumpyArrayWrapper\n)\x81}b\7")), "CNV602"
     yield "an array of objects by itself", "a.npy", numpy_array(evil), "CNV601"
     for member in ("x.pickle", "x.joblib", "x.DAT", "x.data", "x.p", "x.pk"):
         yield f"an old pickle, late, in {member}", "a.pt", in_zip(EMPTY, (f"a/{member}", b"N0" * 400 + GLOBAL)), "CNV601"
     for member in ("x.bin", "data/1", "x"):
-        yield f"a pickle without a header in {member}", "a.pt", in_zip(EMPTY, (f"a/{member}", STACKED)), "CNV601"
+        for end in (b"", b"\xff"):
+            yield f"a pickle without a header in {member}{end!r}", "a.pt", in_zip(EMPTY, (f"a/{member}", STACKED[:-1] + (end or b"."))), "CNV601"
     for packing in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         behind = (("a/in.bin", b"hello" * 200 + in_zip(evil)),)
         yield f"an archive behind a prefix in a member {packing}", "a.pt", in_zip(EMPTY, *behind, compress=packing), "CNV601"
@@ -352,6 +392,9 @@ def blow_ups() -> Iterator[tuple[str, str, bytes, str]]:
         ("memo", b"j\xff\xff\xff\xff"), ("put", b"p" + b"9" * 5000 + b"\n"),
     ):  # fmt: skip
         yield f"overlong {name}", "a.pt", b"\x80\x04N" + bad + b".", "CNV602"
+    for place, begun, said in (("a.pt", b"\x80\4", "CNV602"), ("b.pt", b"N", "CNV602"), ("a.safetensors", b"X\5\0\0\0\0\0\0{a0", "CNV601")):
+        begun += b"\x8e" + struct.pack("<Q", 100_000_000)
+        yield f"more than is read, then code, {place}", place, Sparse(begun, len(begun) + 100_000_000, b"0" + GLOBAL), said
     yield "3,000,000 deep", "a.pt", b"\x80\x04N" + b"\x85" * 3_000_000 + b".", "CNV602"
     yield "300,000 lists deep", "a.pt", b"\x80\x04" + b"]" * 300_000 + b"a" * 299_999 + b".", "CNV602"
     for name, once, steps in (

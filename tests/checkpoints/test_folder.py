@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checkpoints.malicious import GLOBAL, STACKED, in_zip, numpy_array
+from checkpoints.malicious import EMPTY, GLOBAL, LIKE, STACKED, in_zip, numpy_array
 from safetensors.torch import save_file
 
 
@@ -148,6 +148,8 @@ def test_outside_a_repository_nothing_but_the_targets_own_tree_is_looked_at(tmp_
 FOUND = {
     "pointer.safetensors": ("other", "Git LFS pointer", "(git lfs pull)"), "error.bin": ("other", "an HTML page"), "empty.pt": ("other", "an empty file"),
     "vocab.bin": ("other", "no checkpoint"), **dict.fromkeys(("pipe.pt", "pipe.py", "pipe.index.json"), ("other", "no regular file")), "weights.tar.gz": ("other", "a gzip file: unpack it"),
+    "self.pt": ("link", "a link to self.pt, which leads to itself"), "packed.dat": ("other", "a 7z archive: unpack it first"),
+    "model.joblib": ("other", "a pickle that names no code: name it to audit it"),
     "gone.pt": ("link", "a link to nowhere.pt, which is not there"), "hosts.pt": ("link", "out of the folder, to /etc/hosts", "no checkpoint"),
     "out.pt": ("link", "out of the folder", "audited"), "up": ("link", "a link to a folder"), "convaudit.toml": ("settings", "not obeyed"),
     "modeling_x.py": ("code", "not run", "--allow-code"), "conftest.py": ("code", "not run"), "node_modules": ("folder", "not looked into"),
@@ -161,8 +163,9 @@ def downloaded(made: Path) -> Path:
     for name, data in (("pointer.safetensors", "version https://git-lfs.github.com/spec/v1\n"), ("error.bin", "<!DOCTYPE html>"), ("empty.pt", ""),
                        ("vocab.bin", "words"), ("convaudit.toml", ""), ("pyproject.toml", "[project]\n"), ("modeling_x.py", ""), ("conftest.py", "")):  # fmt: skip
         (made / name).write_text(data)
-    (made / "weights.tar.gz").write_bytes(b"\x1f\x8b\x08")
-    for name, place in (("gone.pt", "nowhere.pt"), ("hosts.pt", "/etc/hosts"), ("out.pt", made.parent / "out.pt"), ("up", "..")):
+    for name, begun in (("weights.tar.gz", b"\x1f\x8b\x08"), ("packed.dat", b"7z\xbc\xaf\x27\x1c"), ("model.joblib", EMPTY)):
+        (made / name).write_bytes(begun)
+    for name, place in (("gone.pt", "nowhere.pt"), ("self.pt", "self.pt"), ("hosts.pt", "/etc/hosts"), ("out.pt", made.parent / "out.pt"), ("up", "..")):
         (made / name).symlink_to(place)
     for name in ("pipe.pt", "pipe.py", "pipe.index.json", "pipe.json", "pipe"):
         os.mkfifo(made / name)
@@ -189,9 +192,8 @@ def test_each_oddity_is_named_in_every_report(tmp_path: Path) -> None:
 
 def test_each_oddity_that_is_named_is_a_2(tmp_path: Path) -> None:
     made = downloaded(tmp_path / "download")
-    (made / "self.pt").symlink_to("self.pt")
     said = {
-        "pipe.pt": "no regular file", "pipe.py": "no regular file", "self.pt": "which is not there", "gone.pt": "which is not there",
+        "pipe.pt": "no regular file", "pipe.py": "no regular file", "self.pt": "which leads to itself", "gone.pt": "which is not there",
         "empty.pt": "an empty file", "pointer.safetensors": "Git LFS", "error.bin": "an HTML page",
     }  # fmt: skip
     code, result = check(made, *said)
@@ -282,6 +284,7 @@ def test_code_of_a_repository_within_this_one_is_not_run(tmp_path: Path) -> None
 HOSTILE = {
     **dict.fromkeys(("evil", "evil.PT", "evil.dat", "evil.joblib", "evil.npz", "evil.txt", "evil.zip", "evil.mar", "evil.weights"), in_zip(GLOBAL)),
     **dict.fromkeys(("old.pickle", "old.sav"), GLOBAL), **dict.fromkeys(("stacked.dat", "stacked.joblib"), STACKED), "objects.npy": numpy_array(GLOBAL),
+    "before.dat": STACKED + in_zip(EMPTY), "old.gguf": LIKE["GGUF"], "a.bz2": LIKE["bzip2"], "a.tar": LIKE["a tar"], "part.distcp": GLOBAL,
 }  # fmt: skip
 
 
@@ -308,7 +311,7 @@ def test_a_hostile_file_is_found_whatever_it_is_called(tmp_path: Path, foreign: 
     code, result = check(tmp_path / "here" if foreign else tmp_path / "files", "../files" if foreign else ".")
 
     assert code == 1
-    assert {Path(t["target"]).name: {f["rule"] for f in t["findings"]} for t in result["targets"]} == {name: {"CNV601"} for name in HOSTILE}
+    assert {Path(t["target"]).name: {f["rule"] for f in t["findings"]} - {"CNV602"} for t in result["targets"]} == {name: {"CNV601"} for name in HOSTILE}
     assert {Path(note["path"]).name for note in result["notes"]} == ({"a.npz", "data.zip"} if foreign else set())
 
 

@@ -42,6 +42,8 @@ def test_malicious_files_are_named_and_nothing_runs(tmp_path: Path) -> None:
         with open(tmp_path / f"{index:04}" / name, "wb") as file:
             file.write(data)
             file.truncate(getattr(data, "size", len(data)))
+            file.seek(0, os.SEEK_END)
+            file.write(getattr(data, "tail", b""))
         wanted.append((title, said))
     rows = watch(tmp_path)
     found = dict(zip([title for title, _ in wanted], rows, strict=True))

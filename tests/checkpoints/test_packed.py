@@ -98,7 +98,7 @@ def test_joblib_is_read_up_to_its_raw_arrays(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(pack(wrapper + b"\x07" + bytes(100) + b"."))
         file = read_checkpoint(str(tmp_path / name))
 
-        assert "posix.system" in {used.name for used in file.globals}
+        assert {used.name: used.tier for used in file.globals} == {"posix.system": "code", "joblib.numpy_pickle.NumpyArrayWrapper": "classes"}
         assert file.problems[0].endswith(": joblib puts raw arrays between its opcodes, and nothing behind the first was read")
 
 
