@@ -70,7 +70,7 @@ def cli() -> None:
 @click.option("--dataset-size", type=click.IntRange(1), help="Samples that the model is trained on: CNV104 compares parameters with them.")
 @click.option("--require-complete", is_flag=True, help="A partial trace is an error.")
 @click.option("--globals", "show_globals", is_flag=True, help="Of checkpoints: what loading would import, in place of the report.")
-@click.option("--strict-pickle", is_flag=True, help="A checkpoint that holds classes (CNV610) is an error.")
+@click.option("--strict-pickle", is_flag=True, help="Classes in a checkpoint (CNV610) are an error; a TorchScript program stays info.")
 @click.option("--max-pickle", type=click.IntRange(1), metavar="MB", help="Megabytes of one pickle that are read.  [default: 64]")
 @click.option("--weights/--no-weights", default=None, help="Of checkpoints: read all weights, or headers alone.  [default: up to 2 GB]")
 @click.option("--sha256", is_flag=True, help="Of checkpoints: the file's SHA-256 in the result (reads all of it).")

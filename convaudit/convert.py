@@ -28,6 +28,9 @@ def convert(source: Path, target: Path, key: str | None, force: bool, max_pickle
 
     if target.suffix != ".safetensors":
         raise UsageError(f"{target}: what is written is .safetensors, and nothing else")
+    if source.is_dir():
+        indexes = [path for pattern in ("*.index.json", ".metadata") for path in sorted(source.glob(pattern))]
+        raise UsageError(f"{source}: a folder; name {indexes[0] if indexes else 'a checkpoint in it'}")
     if target.exists() and not force:
         raise UsageError(f"{target}: is there already; --force replaces it")
     file = read_checkpoint(str(source), max_pickle=max_pickle * 1000**2)

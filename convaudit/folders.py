@@ -8,18 +8,27 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from convaudit.checkpoints.formats import SUFFIXES, UNREAD, shards_of, sniff, sniff_any
+from convaudit.checkpoints.formats import sniff, sniff_any
+from convaudit.checkpoints.recognition import SUFFIXES, UNREAD, recognise
+from convaudit.checkpoints.shards import shards_of
 from convaudit.discovery import SKIPPED
 from convaudit.result import FolderNote, NoteKind
 
 Look = Callable[[str], tuple[str | None, str | None]]
 _OTHERS = (".onnx", ".h5", ".hdf5", ".keras", ".gguf", ".tflite", ".pb", ".joblib", ".nemo", ".mar", ".distcp", ".npz", ".zip", ".tar.gz", ".tgz")
 """Suffixes of what models of other tools come in."""
-_NEVER = (
-    ".py .pyi .pyc .ipynb .json .jsonl .md .rst .html .css .js .ts .svg .yaml .yml .toml .csv .c .h .cc .cpp .cu .java .go .rs .sh .so "
-    ".dll .dylib .png .jpg .jpeg .gif .webp .bmp .tif .tiff .ico .mp3 .mp4 .wav .woff .woff2 .ttf"
-).split()  # fmt: skip
+_MODELS = (*SUFFIXES, *_OTHERS, ".npy", ".pickle", ".model", ".msgpack", ".pdparams", ".mlmodel")
+"""Suffixes of what comes in the download of a model, beside its Python files."""
+_MODEL_BYTES = (b"\x89HDF", b"GGUF", b"ggml", b"\x93NUMPY")
+_PROGRAMS = ".py .pyi .pyc .ipynb .js .ts .c .h .cc .cpp .cu .java .go .rs .sh".split()
 """Suffixes of files that nobody loads as a checkpoint."""
+_RARELY = (
+    ".json .jsonl .md .rst .html .css .svg .yaml .yml .toml .csv .so .dll .dylib .png .jpg .jpeg .gif .webp .bmp .tif .tiff .ico .mp3 .mp4 "
+    ".wav .woff .woff2 .ttf"
+).split()  # fmt: skip
+"""Suffixes of files that are checkpoints only where they begin as one."""
+_MOST = 20_000
+"""Files and folders that :func:`holds_models` looks at."""
 _SETTINGS = ("convaudit.toml", "pyproject.toml")
 
 
@@ -71,10 +80,50 @@ def read_folder(top: Path, *, foreign: bool, allow_code: bool) -> Folder:
 
 def look_at(path: str) -> Look | None:
     """What tells whether a file is a checkpoint: :func:`sniff` by its suffix, :func:`sniff_any` where any file may be one, None
-    for a suffix that nobody loads as a checkpoint."""
+    for a program, and for a text, a picture or the like that does not begin as a checkpoint does."""
     if path.lower().endswith(SUFFIXES):
         return sniff
-    return None if os.path.splitext(path)[1].lower() in _NEVER else sniff_any
+    suffix = os.path.splitext(path)[1].lower()
+    return None if suffix in _PROGRAMS or (suffix in _RARELY and not _begins_as_one(path)) else sniff_any
+
+
+def _begins_as_one(path: str, others: tuple[bytes, ...] = ()) -> bool:
+    """Whether a file begins as a checkpoint, or as one of ``others``, does; or cannot be read, which its reader says."""
+    if not os.path.isfile(path):
+        return False
+    try:
+        with open(path, "rb", buffering=0) as file:
+            head, size = file.read(16), os.fstat(file.fileno()).st_size
+    except OSError:
+        return True
+    return bool(head) and (head.startswith(others) or recognise(head, "", size) is not None)
+
+
+def named_as_models(path: str) -> bool:
+    """Whether a name is that of a model's file, of PyTorch or of another tool."""
+    return path.lower().endswith(_MODELS)
+
+
+def holds_models(top: str) -> bool:
+    """Whether a folder holds what may be a model's file, by names and first bytes, or too many files to tell."""
+    seen = 0
+    for folder, folders, files in os.walk(top):
+        folders[:] = [name for name in folders if name not in SKIPPED]
+        seen += 1 + len(files)
+        if seen > _MOST or any(map(named_as_models, files)) or any(_is_models(os.path.join(folder, name)) for name in files):
+            return True
+    return False
+
+
+def _is_models(path: str) -> bool:
+    """Whether a file is a model's by its bytes, or cannot be read; ordinary archives are none."""
+    if os.path.splitext(path)[1].lower() in _PROGRAMS or not _begins_as_one(path, _MODEL_BYTES):
+        return False
+    try:
+        kind, other = sniff_any(path)
+        return kind is not None or not _begins_as_one(path) or (other or "").endswith(": name it to audit it")
+    except OSError:
+        return True
 
 
 def _walked(top: Path, found: Folder, foreign: bool) -> Iterator[tuple[str, bool]]:

@@ -17,7 +17,7 @@ from convaudit.errors import UsageError, nearest
 from convaudit.registry import report_part
 
 if TYPE_CHECKING:
-    from convaudit.checkpoints.formats import Checkpoint
+    from convaudit.checkpoints.checkpoint import Checkpoint
     from convaudit.result import KernelGallery, KernelRow
 
 _SHADES = " .:-=+*#%@"

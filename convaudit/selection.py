@@ -9,7 +9,7 @@ from pathlib import Path
 from convaudit.checkpoints.formats import sniff
 from convaudit.discovery import Project, is_test, tracked
 from convaudit.errors import UsageError
-from convaudit.folders import Folder, look_at, read_folder
+from convaudit.folders import Folder, holds_models, look_at, named_as_models, read_folder
 from convaudit.paths import repository_root, target_key
 from convaudit.result import FolderNote
 from convaudit.settings import AuditSettings, Resolver
@@ -90,10 +90,13 @@ def select(
         path = Path(word)
         if path.is_dir():
             before = len(found.lines) + len(left)
-            files = _folder(path, found, foreign=not _inside(path, here), allow_code=allow_code, named=bool(words))
-            models = [take(file, shown, named=False) for file, shown in files]
+            held = _folder(path, found, foreign=not _inside(path, here), allow_code=allow_code, named=bool(words))
+            files = [file for file in held.sources if not is_test(file)]
+            models = [take(file, os.path.relpath(file), named=False) for file in files]
             if files and not any(models) and len(found.lines) + len(left) == before:
                 found.lines.append(f"{word}: no model in its Python files")
+            if words and not (held.checkpoints or any(models)) and any(map(_is_lost, held.notes)):
+                found.lost = True  # as where that file is named
         elif word.endswith(".py") and path.is_file():
             changed_files.append(path)
             take(path, word, named=not changed)
@@ -120,12 +123,13 @@ def _configured(settings: AuditSettings) -> list[str]:
     return found
 
 
-def _folder(folder: Path, found: Selection, *, foreign: bool, allow_code: bool, named: bool) -> list[tuple[Path, str]]:
+def _folder(folder: Path, found: Selection, *, foreign: bool, allow_code: bool, named: bool) -> Folder:
+    """Take the checkpoints of a folder, and say what else is there; ``sources`` of what is returned are those that are run."""
     held = read_folder(folder, foreign=foreign, allow_code=allow_code)
-    doubtful = set() if allow_code else _doubtful(held)
+    doubtful = set() if allow_code else _doubtful(folder, held)
     held.sources = [path for path in held.sources if path not in doubtful]
     for path in sorted(doubtful):
-        held.note(str(path), "code", "a Python file, not run: checkpoints lie beside it and git does not track it (--allow-code runs its models)")
+        held.note(str(path), "code", "a Python file, not run: files of a model lie beside it and git does not track it (--allow-code runs its models)")
     found.notes += held.notes
     found.lost = found.lost or held.lost
     for checkpoint in held.checkpoints:
@@ -134,16 +138,36 @@ def _folder(folder: Path, found: Selection, *, foreign: bool, allow_code: bool, 
         if named:
             raise UsageError(f"{folder}: no model file and no checkpoint in it")
         found.lines.append(f"{folder}: no model file and no checkpoint in it")
-    return [(path, os.path.relpath(path)) for path in held.sources if not is_test(path)]
+    return held
 
 
-def _doubtful(held: Folder) -> set[Path]:
-    """Python files that may have come with checkpoints: in the same subfolder of the working directory, and not tracked by git."""
-    placed = [(path, Path(os.path.relpath(path)).parts) for path in held.sources]
-    beside = {parts[0] for parts in (Path(checkpoint).parts for checkpoint in held.checkpoints) if len(parts) > 1}
-    found = [path for path, parts in placed if len(parts) > 1 and parts[0] in beside]
-    known = tracked(Path(repository_root(os.getcwd()))) if found else set()
-    return {path for path in found if os.path.realpath(path) not in known}
+def _is_lost(note: FolderNote) -> bool:
+    """Whether a note is of a file that would be audited if it were what its name says."""
+    return note.kind in ("other", "unreadable") or (note.kind == "link" and named_as_models(note.path))
+
+
+def _doubtful(folder: Path, held: Folder) -> set[Path]:
+    """Python files that may have come with a model: files of one lie in the same subfolder of the working directory (of the
+    repository, where it is another part of it), and git does not track them."""
+    here = os.getcwd()
+    root = repository_root(here)
+
+    def subfolder(path: str | Path) -> Path | None:
+        """The whole subfolder that a file lies in."""
+        place = Path(os.path.realpath(os.path.dirname(path)))
+        base = Path(here) if place.is_relative_to(here) else Path(root)
+        parts = place.relative_to(base).parts if place.is_relative_to(base) else ()
+        return base / parts[0] if parts else None
+
+    places = {path: place for path in held.sources if (place := subfolder(path)) is not None}
+    known = tracked(Path(root)) if places else set()
+    untracked = {path: place for path, place in places.items() if os.path.realpath(path) not in known}
+    beside = {subfolder(checkpoint) for checkpoint in held.checkpoints}
+    named = Path(os.path.realpath(folder))
+    for place in {*untracked.values()} - beside:
+        if holds_models(str(place)) or (named.is_relative_to(place) and holds_models(str(named))):
+            beside.add(place)
+    return {path for path, place in untracked.items() if place in beside}
 
 
 def _offer(path: Path, shown: str, found: Selection) -> None:

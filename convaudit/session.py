@@ -84,6 +84,10 @@ _REPEATED = {"inputs": "--input"} | {
 """Options that bear on a result, by their parameters."""
 
 
+_STEERING = {"inputs": "--input", "input_from": "--input-from", "submodule": "--submodule", "batch": "--batch"}
+"""Options that say which part of a model or which input is meant, by their parameters."""
+
+
 def repeated(options: dict[str, Any]) -> list[str]:
     """The words of the command line that bear on a result."""
     words = []
@@ -121,6 +125,9 @@ class Run:
         self.beside = self._beside(files) if options.get("model") else {}
         self.files = sorted(files - self.beside.keys())
         """Checkpoints that are audited by themselves, without torch."""
+        for name, flag in _STEERING.items() if targets and len(files) == len(targets) and not options.get("model") else ():
+            if options.get(name):
+                raise UsageError(f"{flag} is for models, and every target is a checkpoint")
 
     def _beside(self, files: set[int]) -> dict[int, str]:
         """The model target that each checkpoint is audited beside (``--model``)."""
@@ -159,7 +166,7 @@ class Run:
     def _work(self, index: int) -> int:
         """About how many bytes of a checkpoint are read. (Another process saves nothing on small files, however many.)"""
         from convaudit.checkpoints.audit import MAX_WEIGHTS
-        from convaudit.checkpoints.formats import shards_of
+        from convaudit.checkpoints.shards import shards_of
 
         target = self.requests[index]["target"]
         files = [target, *(shards_of(Path(target)) if target.endswith(".index.json") else ())]
@@ -271,7 +278,7 @@ class Run:
     @property
     def steered(self) -> bool:
         """Whether the command line says which part or which input is meant."""
-        return any(self.options.get(name) for name in ("inputs", "input_from", "submodule"))
+        return any(self.options.get(name) for name in _STEERING)
 
     def judged(self, result: AuditResult) -> AuditResult:
         """The result with its suppressed findings marked."""

@@ -320,6 +320,9 @@ class Resolver:
         first = targets[0] if targets else "."
         settings, (table, file) = self.of(first), self._table(self._place(first))
         lines = [f"# for {first}, from {_spelled(file)}" if file else f"# for {first}: no settings file"]
+        here = self._table(self._here)[1]
+        if os.path.isdir(first) and file != here:
+            lines.append(f"# checkpoints in it take those of the working directory: {_spelled(here) if here else 'no settings file'}")
         others = {self._table(self._place(t))[1] for t in targets} - {file}
         lines += [f"# other targets take theirs from {_spelled(other)}" for other in sorted(o for o in others if o)]
 

@@ -10,7 +10,7 @@ from convaudit.errors import UsageError
 from convaudit.pool import Pool
 from convaudit.result import LayerRow, TargetResult, note_lines
 from convaudit.selection import select
-from convaudit.session import Run, audit_options, settings_of
+from convaudit.session import Run, audit_options, settings_of, unbuilt
 from convaudit.terminal import spelled
 
 NUMBERS = ("parameters", "macs", "flops", "activation-bytes")
@@ -41,7 +41,7 @@ def show(target: str, depth: int | None, sort: str | None, columns: str | None, 
     with Pool() as pool:
         found = run.results(pool).targets[0]
     if found.error is not None:
-        raise UsageError(f"{target}: {found.error.message}")
+        raise UsageError(f"{target}: {unbuilt(found)}")
     for line in table(found, depth, sort, chosen):
         click.echo(spelled(line))
 

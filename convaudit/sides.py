@@ -29,7 +29,7 @@ def compared(words: tuple[str, str], options: dict[str, Any], jobs: int | None) 
 def _compared(
     words: tuple[str, str], options: dict[str, Any], jobs: int | None, stack: contextlib.ExitStack
 ) -> tuple[Diff, bool]:
-    saved = [_saved(word) if word.endswith(".json") else None for word in words]
+    saved = [_saved(word) if word.endswith(".json") and not word.endswith(".index.json") else None for word in words]
     live = [_Live(word, options, jobs, stack) if result is None else None for word, result in zip(words, saved)]
     settings = settings_of(options, baseline="")  # OLD is what a diff compares with
     pool: Pool | None = None  # of the working tree: one serves both sides

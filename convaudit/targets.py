@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from convaudit import accelerators
-from convaudit.checkpoints.formats import SUFFIXES
+from convaudit.checkpoints.recognition import SUFFIXES
 from convaudit.construction import ConstructionLines, construction_locations, is_user_code
 from convaudit.discovery import definition_of
 from convaudit.errors import TargetError, first_line, message_of, nearest
@@ -159,8 +159,10 @@ def _absent(path: str | Path) -> str:
 def _neighbour(path: str | Path) -> str:
     """The end of a message about a path that is not there: the one beside it that was meant."""
     folder, name = os.path.split(path)
+    stem = name.partition(".")[0]  # a suffix in common is no likeness
     try:
-        return nearest(name, os.listdir(folder or "."))
+        names = [other for other in os.listdir(folder or ".") if nearest(stem, [other.partition(".")[0]])]
+        return nearest(name, names)
     except OSError:  # no such folder either
         return ""
 
@@ -171,7 +173,14 @@ def _run(load: Callable[[], Any]) -> Any:
         return load()
 
 
+_OURS = ("torch", "numpy", "msgspec", "convaudit")
+"""Modules that an audit itself uses."""
+
+
 def _execute(file: Path) -> Any:
+    if file.stem in _OURS:
+        said = f"{file.name}: it would stand in front of the installed {file.stem}: rename it"
+        raise TargetError("import", said, kind="ImportError", path=relative_path(str(file)), line=1)
     spec = importlib.util.spec_from_file_location(file.stem, file)
     assert spec is not None
     assert spec.loader is not None

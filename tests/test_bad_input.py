@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 NET = """
@@ -59,6 +60,9 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "leaves.py").write_text("import sys\nsys.exit(3)\n")
     (tmp_path / "plain.py").write_text(NET.partition("class Needs")[0])
     (tmp_path / "bad.toml").write_text("selekt = ['CNV101']\n")
+    (tmp_path / "near").mkdir()
+    (tmp_path / "near" / "numpy.py").write_text(NET)
+    (tmp_path / "tensor.pt").write_bytes(b"\x80\x02}.")
     (tmp_path / "option.toml").write_text("[rules.CNV101]\nmin-parms = 5\n")
     return tmp_path
 
@@ -70,6 +74,11 @@ def folder(tmp_path: Path) -> Path:
         (["nothing.py"], "no such file"),
         (["nothing.pt"], "no such file"),
         (["ne.py:Net"], "no such file or folder; did you mean 'net.py'?"),
+        (["nothere.pt"], "no such file or folder\n"),
+        (["tensr.pt"], "did you mean 'tensor.pt'?"),
+        (["tensor.pt", "--submodule", "neck"], "--submodule is for models, and every target is a checkpoint"),
+        (["tensor.pt", "--input", "1,3,32,32"], "--input is for models, and every target is a checkpoint"),
+        (["near/numpy.py:Net"], ": numpy.py: it would stand in front of the installed numpy: rename it"),
         (["/dev/null"], "no regular file"),
         (["broken.py:Net"], "broken.py:1: syntax error"),
         (["broken.py"], "broken.py:1: syntax error"),
@@ -114,6 +123,27 @@ def test_one_line_and_exit_2(folder: Path, args: list[str], says: str) -> None:
 
     assert (done.stdout + done.stderr).count(says) == 1
     assert "Traceback" not in done.stderr
+    assert done.returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["show", "tensor.pt", "--submodule", "neck"], "--submodule is for models, and every target is a checkpoint"),
+        (["show", "a.npz"], "a.npz: a NumPy archive (.npz), no checkpoint"),
+        (["convert", "shards", "b.safetensors"], "shards: a folder; name shards/model.safetensors.index.json"),
+        (["convert", "near", "b.safetensors"], "near: a folder; name a checkpoint in it"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_other_commands_say_one_line_as_well(folder: Path, args: list[str], says: str) -> None:
+    np.savez(folder / "a.npz", w=np.ones(3))
+    (folder / "shards").mkdir()
+    (folder / "shards" / "model.safetensors.index.json").write_text('{"weight_map": {}}')
+    done = convaudit(*args, cwd=folder)
+
+    assert len(lines := (done.stdout + done.stderr).splitlines()) == 1
+    assert lines[0].startswith(f"convaudit: {says}")
     assert done.returncode == 2
 
 

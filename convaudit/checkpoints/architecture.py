@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import re
@@ -11,15 +10,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from convaudit.checkpoints.formats import Checkpoint
+from convaudit.checkpoints.checkpoint import Checkpoint
 from convaudit.checkpoints.pickle_reader import uncollected
 from convaudit.checkpoints.tensors import role_of
 from convaudit.result import LayerRow, TensorRow
 
 WRAPPERS = ("module.", "_orig_mod.", "model.")
 """What DataParallel, torch.compile and a wrapping module put before every name."""
-HEADS = frozenset(("classif", "classifier", "fc", "head", "head_dist", "heads", "heads_dist", "last_linear"))
-"""First components of the names of classifiers in timm and torchvision."""
 _BESIDE = (
     ("pruned", "{}_mask"), ("weight_norm", "{}_g"), ("weight_norm", "parametrizations.{}.original0"), ("spectral_norm", "{}_u"),
     ("spectral_norm", "parametrizations.{}.0._u"),
@@ -207,9 +204,7 @@ class Architecture:
 
     @cached_property
     def _shared(self) -> str:
-        names = [layer.name for layer in self.layers]
-        shared = os.path.commonprefix([min(names), max(names)])  # noqa: RUF071 - cut at a dot below
-        return shared[: shared.rfind(".") + 1]
+        return shared_prefix([layer.name for layer in self.layers])
 
 
 def is_auxiliary(name: str) -> bool:
@@ -220,6 +215,12 @@ def is_auxiliary(name: str) -> bool:
 def _natural(name: str) -> str:
     """A key that sorts numbers in names by their size: by how many digits they have, then by these."""
     return _DIGITS.sub(lambda found: chr(len(digits := found[0].lstrip("0"))) + digits, name)
+
+
+def shared_prefix(names: Sequence[str]) -> str:
+    """The components that all ``names`` (one at least) begin with, with the dot behind them."""
+    shared = os.path.commonprefix([min(names), max(names)])  # noqa: RUF071 - cut at a dot below
+    return shared[: shared.rfind(".") + 1]
 
 
 def wrapper_of(names: Sequence[str]) -> str:
@@ -352,18 +353,3 @@ def _orient(layers: list[Layer], *, in_order: bool) -> None:
             inward, outward = layer.inward, layer.outward = outward, inward
         name = f"Conv{'Transpose' * bool(layer.transposed)}{len(layer.kernel)}d {'×'.join(map(str, layer.kernel))}"
         layer.op = f"{name} {outward:,}, depthwise" if layer.grouped else f"{name} {inward:,}→{outward:,}"
-
-
-def fingerprint(tensors: Iterable[tuple[str, Sequence[int]]]) -> str:
-    """16 hexadecimal digits of names and shapes, whatever their order, heads left out."""
-    lines = sorted(
-        f"{name} {'×'.join(map(str, shape))}" for name, shape in tensors if name.partition(".")[0] not in HEADS and not is_auxiliary(name)
-    )
-    return hashlib.sha256("\n".join(lines).encode("utf-8", "backslashreplace")).hexdigest()[:16]
-
-
-def fingerprint_of(rows: Iterable[TensorRow]) -> str:
-    """The fingerprint of a state_dict's parameters, as far as names and dtypes tell them from buffers."""
-    held = [row for row in rows if row.role in ("parameter", "buffer") and role_of(row.name, row.dtype) == "parameter"]
-    prefix = wrapper_of([row.name for row in held])
-    return fingerprint((row.name[len(prefix) :], row.shape or ()) for row in held)

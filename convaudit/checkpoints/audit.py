@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from convaudit import registry
 from convaudit.checkpoints.architecture import Architecture, Expected, architecture_of
-from convaudit.checkpoints.formats import Checkpoint, read_checkpoint
+from convaudit.checkpoints.checkpoint import Checkpoint
+from convaudit.checkpoints.formats import read_checkpoint
 from convaudit.checkpoints.pickle_reader import uncollected
 from convaudit.errors import TargetError
 from convaudit.paths import target_key

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convaudit.checkpoints.audit import MAX_WEIGHTS
+from convaudit.checkpoints.checkpoint import Checkpoint
 from convaudit.checkpoints.convert import elements
-from convaudit.checkpoints.formats import Checkpoint, read_checkpoint
+from convaudit.checkpoints.formats import read_checkpoint
 from convaudit.checkpoints.tensors import BITS
 from convaudit.checkpoints.weights import decodable, decode
 from convaudit.comparison import TensorChange, Tensors, comparable

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from convaudit.checkpoints.formats import SAFETENSORS, Checkpoint, Place
+from convaudit.checkpoints.checkpoint import Checkpoint, Place
 from convaudit.checkpoints.regions import row_major
-from convaudit.checkpoints.tensors import BITS
+from convaudit.checkpoints.safetensors import SAFETENSORS
+from convaudit.checkpoints.tensors import BITS, UNKNOWN, uncounted
 from convaudit.errors import UsageError
 from convaudit.output import replaced
 from convaudit.result import TensorRow
@@ -107,17 +108,17 @@ def _chosen(file: Checkpoint, key: str | None, made: Plan) -> list[tuple[str, in
         if own and file.wrappers and key is None:
             made.lines.append(f"the state_dict is what stands under {file.wrappers[0]!r}")
     if not found:
-        keys = Counter(row.name.partition(".")[0][:80] for row in file.tensors)
+        keys = Counter(row.name.partition(".")[0][:80] for row in file.tensors if "." in row.name)
         held = ", ".join(f"{word} ({count:,})" for word, count in keys.most_common(8))
-        what = f"no tensors under {key!r}" if key is not None else "no state_dict of its own"
-        raise UsageError(f"{file.path}: has {what}" + (f"; --key takes one of these (tensors): {held}" if held else ": it holds no tensors"))
+        what = f"has no tensors under {key!r}" if key is not None else uncounted(file.tensors) or "has no state_dict of its own: it holds no tensors"
+        raise UsageError(f"{file.path}: {what}" + (f"; --key takes one of these (tensors): {held}" if held else ""))
     taken = {index for _, index in found}
     packed = next((row for index, row in rows if index in taken and any(part in row.name for part in _PACKED)), None)
     if packed is not None:
         raise UsageError(f"{file.path}: {packed.name[:80]!r} holds a quantized layer's packed weights: safetensors has no word for them")
-    left = Counter(row.role for index, row in rows if index not in taken)
+    left = Counter(_whose(file, row) for index, row in rows if index not in taken)
     if left:
-        made.lines.append(f"left out (tensors): {', '.join(f'{role} ({count:,})' for role, count in left.items())}")
+        made.lines.append(f"left out (tensors): {', '.join(f'{whose} ({count:,})' for whose, count in left.items())}")
     behind = [row for row in file.globals if row.tier != "tensors"]
     if behind:
         more = f" and {len(behind) - 1:,} more" if len(behind) > 1 else ""
@@ -125,16 +126,23 @@ def _chosen(file: Checkpoint, key: str | None, made: Plan) -> list[tuple[str, in
     return found
 
 
+def _whose(file: Checkpoint, row: TensorRow) -> str:
+    """The state_dict that a tensor is of, or its role where it is of none."""
+    return next((word for word in file.wrappers if row.name.startswith(f"{word}.") and row.role in ("parameter", "buffer")), row.role)
+
+
 def _taken(file: Checkpoint, index: int, name: str) -> Taken:
     row, place, shown = file.tensors[index], file.places[index], f"{file.path}: {name[:80]!r}"
     if row.shape is None:
         raise UsageError(f"{shown} has no shape that is known: {file.away[index]}")
-    if row.bytes is None or row.dtype not in _KINDS:
+    if row.dtype == UNKNOWN:
+        raise UsageError(f"{shown} is of no dtype that is known: {file.away.get(index, 'the file does not tell')}")
+    if row.dtype not in _KINDS:
         raise UsageError(f"{shown} is of dtype {row.dtype}: safetensors has no word for it")
-    if not math.prod(row.shape):
+    if row.bytes is not None and not math.prod(row.shape):
         return Taken(name, row, None)
-    if place is None:
-        raise UsageError(f"{shown} cannot be read in place: {file.away[index]}")
+    if place is None or row.bytes is None:
+        raise UsageError(f"{shown} cannot be read in place: {file.away.get(index, 'its size is not known')}")
     taken = Taken(name, row, place)
     if _span(taken)[1] * BITS[row.dtype] > place.size * 8:
         raise UsageError(f"{shown} reaches beyond its storage")

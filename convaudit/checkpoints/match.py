@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import importlib.util
 import json
 from collections import Counter
@@ -13,8 +14,9 @@ from importlib import resources
 
 import msgspec
 
-from convaudit.checkpoints.architecture import Expected, fingerprint_of, is_auxiliary
+from convaudit.checkpoints.architecture import Expected, is_auxiliary, shared_prefix
 from convaudit.checkpoints.formats import read_checkpoint
+from convaudit.checkpoints.tensors import role_of
 from convaudit.errors import TargetError
 from convaudit.paths import target_key
 from convaudit.result import SEVERITIES, TargetResult, TensorRow
@@ -110,28 +112,90 @@ def _is_head(resized: list[Shapes], parameters: list[str]) -> bool:
 
 # Which model
 
+HEADS = frozenset(("classif", "classifier", "fc", "head", "head_dist", "heads", "heads_dist", "last_linear"))
+"""First components of the names of classifiers in timm and torchvision."""
+LEVELS = {
+    "all": "its names and shapes{} are those of {}",
+    "widths": "its names and shapes{}, widths of heads and num_batches_tracked aside, are those of {}",
+    "auxiliary": "its names and shapes{}, auxiliary heads, widths of heads and num_batches_tracked aside, are those of {}",
+    "trunk": "no well-known net has these names and shapes; parameters outside heads{} have those of {}",
+}
+"""What fingerprints see of a state_dict, less at each, and what is said of a file that has the same."""
+_MOST_TENSORS = 10_000
+"""No well-known net has more."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """The nets of timm and torchvision that a file is the state_dict of, as far as ``level`` sees."""
+
+    level: str
+    names: list[str]
+    prefix: str = ""
+    """What stands before every name in the file."""
+
+
+def fingerprint(rows: Iterable[TensorRow], level: str, prefix: str = "") -> str:
+    """16 hexadecimal digits of the names behind ``prefix`` and the shapes, whatever their order, as ``level`` sees them."""
+    lines = sorted(line for row in rows if (line := _seen(row, row.name[len(prefix) :], level)) is not None)
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "backslashreplace")).hexdigest()[:16]
+
+
+def _seen(row: TensorRow, name: str, level: str) -> str | None:
+    """A tensor's line at a level; None where it is left out."""
+    shape = ["?"] if row.shape is None else [str(side) for side in row.shape]
+    head, auxiliary = name.partition(".")[0] in HEADS, is_auxiliary(name)
+    if level == "trunk" and (head or auxiliary or role_of(name, row.dtype) == "buffer"):
+        return None
+    if level != "all" and (name.rpartition(".")[2] == "num_batches_tracked" or (auxiliary and level == "auxiliary")):
+        return None
+    if level != "all" and (head or auxiliary):
+        shape[:1] = ["?"]
+    return f"{name} {'×'.join(shape)}"
+
 
 @cache
-def _fingerprints() -> dict[str, list[str]]:
+def _table() -> dict[str, dict[str, list[str]]]:
+    """Targets by fingerprint, at each level."""
     data = resources.files("convaudit.checkpoints").joinpath("fingerprints.json.gz").read_bytes()
-    return {key: names.split() for key, names in json.loads(gzip.decompress(data))["fingerprints"].items()}
+    table: dict[str, dict[str, list[str]]] = {level: {} for level in LEVELS}
+    for target, digests in json.loads(gzip.decompress(data))["fingerprints"].items():
+        for level, digest in zip(LEVELS, digests.split()):
+            table[level].setdefault(digest, []).append(target)
+    return table
 
 
-def well_known(rows: Iterable[TensorRow]) -> list[str]:
-    """The nets of timm and torchvision whose state_dict has these names and shapes, heads aside."""
-    return _fingerprints().get(fingerprint_of(rows), [])
+def well_known(rows: Iterable[TensorRow]) -> Known | None:
+    """The well-known nets nearest to a file: those at the first level where any is the same, behind any prefix that its
+    parameters share."""
+    held = [row for row in rows if row.role in ("parameter", "buffer")]
+    parameters = [row.name for row in held if role_of(row.name, row.dtype) == "parameter"]
+    if not parameters or len(held) > _MOST_TENSORS:
+        return None
+    parts = shared_prefix(parameters).split(".")[:_MOST_PARTS]
+    prefixes = ["".join(f"{part}." for part in parts[:count]) for count in range(len(parts))]
+    for level, table in _table().items():
+        for prefix in prefixes:
+            names = table.get(fingerprint((row for row in held if row.name.startswith(prefix)), level, prefix))
+            if names:
+                return Known(level, names, prefix)
+    return None
 
 
 def model_of(path: str, max_pickle: int) -> tuple[str | None, str | None]:
     """The well-known net whose state_dict a checkpoint is, where its library is there, and a sentence about it."""
     try:
-        names = well_known(read_checkpoint(path, max_pickle=max_pickle * 1000**2).tensors)
+        known = well_known(read_checkpoint(path, max_pickle=max_pickle * 1000**2).tensors)
     except (TargetError, OSError, MemoryError):
         return None, None  # its audit says it
-    if not names:
+    if known is None:
         return None, "--model auto: no well-known net has these names and shapes"
+    names = known.names
     more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-    said = f"--model auto: its names and shapes are those of {', '.join(names[:6])}{more}"
+    behind = f" behind {known.prefix[:80]!r}" if known.prefix else ""
+    said = f"--model auto: {LEVELS[known.level].format(behind, ', '.join(names[:6]) + more)}"
+    if known.level == "trunk":
+        return None, f"{said}; --model {names[0]} says what differs"
     there = next((name for name in names if importlib.util.find_spec(name.partition(":")[0])), None)
     if there is None:
         return None, f"{said}; to audit it, pip install {names[0].partition(':')[0]}"

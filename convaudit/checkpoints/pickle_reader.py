@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from convaudit.checkpoints.tiers import ATTRIBUTES, GUARDED, SHARDED, TIERS, Tier, is_begun, tier_of
+from convaudit.checkpoints.tiers import ATTRIBUTES, CONFIGS, GUARDED, SHARDED, TIERS, Tier, is_begun, tier_of
 from convaudit.checkpoints.weights_only import FILLED, REFUSED, type_made
 
 MAX_PICKLE = 64 * 1000**2
@@ -170,6 +170,8 @@ class Reading:
 _ZONE = re.compile(r"[A-Za-z][\w+-]{0,30}(?:/[A-Za-z][\w+-]{0,30}){0,3}", re.ASCII)
 """A key of the time zone database."""
 OLD_PICKLE = re.compile(rb"(?:c|i)[A-Za-z_][\w.]{0,200}\r?\n[A-Za-z_][\w.]{0,200}\r?\n")
+_NAMES_INSIDE = re.compile(rb"(?<![\w.])(?=[\w.]+\r?\n[A-Za-z_][\w.]{0,200}\r?\n)[\w.]*?[ci][A-Za-z_]")
+"""The same anywhere, looked for once per run of letters: searching for the above takes a time that grows with their square."""
 
 
 @contextmanager
@@ -189,7 +191,7 @@ def uncollected() -> Iterator[None]:
 
 def looks_like_pickle(head: bytes) -> bool:
     """Whether bytes could be the start of a pickle: PROTO, or a GLOBAL or INST of protocols 0 and 1 near the start."""
-    return (len(head) > 1 and head[0] == 0x80 and head[1] <= 5) or OLD_PICKLE.search(head) is not None
+    return (len(head) > 1 and head[0] == 0x80 and head[1] <= 5) or _NAMES_INSIDE.search(head) is not None
 
 
 def may_begin(data: bytes) -> bool:
@@ -200,21 +202,39 @@ def may_begin(data: bytes) -> bool:
 def read(data: bytes, start: int = 0, *, work: Work | None = None, depth: int = 0) -> Reading:
     """Read one pickle at ``start``, within what ``work`` has left. Never raises."""
     machine = _Machine(data, start, work or Work(), depth)
-    reading = machine.reading
-    try:
-        with uncollected():
-            reading.value = machine.run()
-    except PickleProblem as problem:
-        reading.problem = problem.with_traceback(None)  # its frames hold the reading
-    except IndexError:
-        reading.problem = PickleProblem(f"opcode at byte {machine.at:,} takes more than the stack holds")
-    except (ValueError, struct.error, OverflowError, Warning) as error:
-        reading.problem = PickleProblem(f"opcode at byte {machine.at:,}: {str(error)[:200]}")
-    if machine.overlong is not None and not (reading.problem is not None and reading.problem.limit):
-        reading.problem = machine.overlong
-    machine.settle()
-    reading.end = machine.position
-    return reading
+    machine.read()
+    if machine.unframed is not None and isinstance(data, bytes):
+        _read_otherwise(machine)
+    return machine.reading
+
+
+def _read_otherwise(first: _Machine) -> None:
+    """Take the names that other unpicklers read where a pickle does not keep to its frames.
+
+    CPython's C unpickler, given a file without ``peek``, reads a frame at once, and drops what is left of it when something
+    needs more (``Modules/_pickle.c``, ``_Unpickler_ReadImpl``); after STOP it goes on behind the frame.
+    """
+    machines, held = [first], 0
+    for each in machines:
+        others: list[tuple[tuple[int, int, int] | None, int]] = [(crossing, each.start) for crossing in each.crossed]
+        others += [(None, at) for at in sorted({each.position, each.frame}) if each.stopped and at < len(each.data)]
+        for crossing, start in others:
+            held += len(each.data) if crossing else 0
+            if len(machines) == 10 or held > 100_000_000:
+                first.reading.globals.setdefault(("", "frames"), GlobalUse("what frames that something crosses hide", "code", first.at))
+                return
+            data = each.data
+            if crossing:
+                begun, at, end = crossing
+                data = b"".join((data[: begun - 8], (at - begun).to_bytes(8, "little"), data[begun:at], data[end:]))
+            other = _Machine(data, start, first.work, first.depth)
+            other.read()
+            machines.append(other)
+            for (module, name), use in other.reading.globals.items():
+                known = first.reading.globals.get((module, name))
+                a_name = not module or (module.replace(".", "") + name.replace(".", "")).isidentifier()
+                if a_name and (known is None or known.tier != "code"):
+                    first.reading.globals[module, name] = use
 
 
 def brief(value: Any, limit: int = 60) -> str:
@@ -250,14 +270,19 @@ class _Machine:
     def __init__(self, data: bytes, start: int, work: Work, depth: int) -> None:
         self.data = data
         self.position = start
-        self.at = start
+        self.at = self.start = start
         self.work = work
         self.depth = depth
         self.spare: Work | None = None  # for the pickles in its bytes
+        self.looked_at: dict[int, Any] = {}  # texts by their id, which they keep while they are held here
         self.guards: list[GlobalUse] = []
         self.table = _WATCHED.copy()
         self.protocol = 0
         self.overlong: PickleProblem | None = None
+        self.begun = self.frame = 0  # where the frame begins and ends
+        self.crossed: list[tuple[int, int, int]] = []  # frames whose end something crosses: where they begin, where it is, their end
+        self.unframed: PickleProblem | None = None
+        self.stopped = False
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.fence = 0
@@ -266,16 +291,38 @@ class _Machine:
         self.objects = 0
         self.reading = Reading()
 
+    def read(self) -> None:
+        """Fill ``reading``. Never raises."""
+        reading = self.reading
+        try:
+            with uncollected():
+                reading.value = self.run()
+        except PickleProblem as problem:
+            reading.problem = problem.with_traceback(None)  # its frames hold the reading
+        except IndexError:
+            reading.problem = PickleProblem(f"opcode at byte {self.at:,} takes more than the stack holds")
+        except (ValueError, struct.error, OverflowError, Warning) as error:
+            reading.problem = PickleProblem(f"opcode at byte {self.at:,}: {str(error)[:200]}")
+        said = reading.problem
+        if said is None or not said.limit:
+            if self.overlong is not None:
+                reading.problem = self.overlong
+            elif said is None or not said.truncated:
+                reading.problem = self.unframed or said
+        self.settle()
+        reading.end = self.position
+
     def run(self) -> Any:
         """The pickle's value. Numbers and the memo, most of a large pickle, are handled here: a call each would double the time."""
         data, table, end, work, stack, memo = self.data, self.table, len(self.data), self.work, self.stack, self.memo
-        left, most, at, whole = work.opcodes, work.objects, self.position, end - 4
+        left, most, at, last = work.opcodes, work.objects, self.position, end - 4
+        whole = last
         try:
             while True:
                 if left <= 0 or self.objects > most:
                     raise self.limit("opcodes" if left <= 0 else "objects")
                 left -= 1
-                if at < whole:  # none of these is cut short
+                if at < whole:  # none of these is cut short, or crosses the end of a frame
                     code = data[at]
                     if code == 0x71 or code == 0x72:  # BINPUT, LONG_BINPUT
                         index = data[at + 1] if code == 0x71 else int.from_bytes(data[at + 1 : at + 5], "little")
@@ -294,6 +341,8 @@ class _Machine:
                         stack.append(data[at + 1])
                         at += 2
                         continue
+                elif whole < last and at >= self.frame:
+                    whole = last
                 self.at = at
                 if at >= end:
                     self.position = at
@@ -301,12 +350,18 @@ class _Machine:
                 code = data[at]
                 self.position = at + 1
                 if code == 0x2E:  # STOP
-                    return self.pop()
+                    if self.position < self.frame:
+                        self.misframed(f"the pickle ends at byte {at:,}, before its frame")
+                    value = self.pop()
+                    self.stopped = True
+                    return value
                 handler = table[code]
                 if handler is None:
                     raise PickleProblem(f"byte {at:,} ({code:#04x}) is no pickle opcode")
                 handler(self)
                 at = self.position
+                if code == 0x95:  # FRAME
+                    whole = min(last, self.frame - 4)
         finally:
             work.opcodes = left
             work.objects -= min(self.objects, work.objects)
@@ -316,6 +371,16 @@ class _Machine:
         return PickleProblem(
             f"it goes beyond the {what} that are read (--max-pickle); nothing after byte {self.at:,} was read", limit=True
         )
+
+    def misframed(self, said: str) -> None:
+        """Unpicklers differ on what comes now; the first such place is told."""
+        self.unframed = self.unframed or PickleProblem(said)
+
+    def cross(self) -> None:
+        """What is read at ``position`` goes beyond the end of the frame."""
+        self.misframed(f"opcode at byte {self.at:,} crosses the end of its frame")
+        self.crossed.append((self.begun, self.position, self.frame))
+        self.frame = 0
 
     def settle(self) -> None:
         """A guarded name that is only ever called for what is no code is none."""
@@ -349,6 +414,8 @@ class _Machine:
 
     def take(self, size: int) -> bytes:
         start = self.position
+        if start < self.frame < start + size:
+            self.cross()
         if size > len(self.data) - start:
             raise PickleProblem(
                 f"opcode at byte {self.at:,} needs {size:,} bytes; {len(self.data) - start:,} are left",
@@ -359,6 +426,8 @@ class _Machine:
 
     def line(self) -> bytes:
         end = self.data.find(b"\n", self.position)
+        if self.position < self.frame and not 0 <= end < self.frame:
+            self.cross()
         if end < 0:
             raise PickleProblem(f"opcode at byte {self.at:,}: its line does not end", truncated=True)
         found = self.data[self.position : end]
@@ -370,8 +439,9 @@ class _Machine:
         size = int.from_bytes(self.take(width), "little", signed=signed)
         if size < 0:
             raise PickleProblem(f"opcode at byte {self.at:,} has the negative length {size}")
-        if size > len(self.data) - self.position:
-            self.take(size)
+        if size > len(self.data) - self.position or self.position < self.frame < self.position + size:
+            self.take(size)  # says what is wrong
+            self.position -= size
         found = self.data[self.position : self.position + min(size, KEPT_TEXT + 1)]
         self.position += size
         return found
@@ -399,7 +469,7 @@ class _Machine:
         if self.spare.opcodes < 0:
             return
         found = read(data, work=self.spare, depth=self.depth + 1)
-        self.spare.opcodes -= 20
+        self.spare.opcodes -= 20 + len(data) // 500
         names = [use.name for use in found.globals.values() if use.tier == "code"] + [name for _, name in found.inside]
         if self.spare.opcodes < 0 or (found.problem is not None and found.problem.limit):
             names.append("more than was read")
@@ -450,8 +520,9 @@ class _Machine:
                 use.arguments = brief(args)
             if self.guards and use.name in GUARDED:
                 self.guard(made, use)
-            elif use.name == "zoneinfo.ZoneInfo":  # no pickle calls it by itself
-                self.computed(f"a call of {use.name}").use.called = True
+            elif use.name in _HONEST and not _HONEST[use.name](args):
+                other = self.computed(use.name).use
+                other.called, other.arguments = True, brief(args)
             elif (function.module, function.name) == ("_codecs", "encode") and isinstance(args, tuple) and args:
                 self.encoded(args[0])
         elif isinstance(function, Call) and not _is_known(function, args):  # the result of a call, called
@@ -471,17 +542,49 @@ class _Machine:
             use.loose -= 1
             if use.worst != tier:
                 use.worst = max(use.worst, tier, key=TIERS.index)
+            if not use.name.startswith("torch."):  # weights_only may be told those
                 self.reading.refused[f"a call of {use.name}"] = None
 
     def encoded(self, text: Any) -> None:
         """Bytes as protocols 0 to 2 write them: text of Latin-1."""
+        if id(text) in self.looked_at:
+            return
         head = text[:512] if isinstance(text, str) else ""
         if isinstance(text, Opaque) and text.span:
             head = self.data[text.span[0] : text.span[0] + 512].decode("utf-8", "replace")
         if self.depth < MAX_INSIDE and looks_like_pickle(head.encode("latin-1", "replace")):
+            self.looked_at[id(text)] = text
             if isinstance(text, Opaque) and text.span:
                 text = self.data[slice(*text.span)].decode("utf-8", "replace")
             self.inner(text.encode("latin-1", "replace"))
+
+
+def _of_classes(args: Any) -> bool:
+    return isinstance(args, tuple) and all(isinstance(arg, Global) for arg in args[:2])
+
+
+def _of_bytes(args: Any) -> bool:
+    """A numpy scalar of bytes; one of objects is its second argument itself."""
+    return isinstance(args, tuple) and not any(isinstance(arg, Global) or (isinstance(arg, Call) and not _encodes(arg)) for arg in args[1:])
+
+
+def _encodes(made: Call) -> bool:
+    return isinstance(made.function, Global) and made.function.use.name in ("_codecs.encode", "builtins.bytes")
+
+
+def _of_tensor(args: Any) -> bool:
+    """A tensor of a type of its own: the function that makes it is one of torch's, or of that type's package."""
+    made = args[0] if isinstance(args, tuple) and args else None
+    return isinstance(made, Global) and (made.module.startswith("torch.") or made.use.tier == "classes")
+
+
+_HONEST: dict[str, Callable[[Any], bool]] = {
+    "zoneinfo.ZoneInfo": lambda args: False,  # no pickle calls it by itself
+    "copyreg._reconstructor": _of_classes, "numpy.ma.core._mareconstruct": _of_classes, "torch._tensor._rebuild_from_type_v2": _of_tensor,
+    "numpy.core.multiarray.scalar": _of_bytes, "numpy._core.multiarray.scalar": _of_bytes,
+    **{name: lambda args: not args or args == ((), Dict()) for name in CONFIGS},
+}  # fmt: skip
+"""Whether data that calls, or gives back, what it is given is called as pickles are written."""
 
 
 def _tier_of_call(name: str, args: Any) -> Tier | None:
@@ -489,6 +592,8 @@ def _tier_of_call(name: str, args: Any) -> Tier | None:
     if not isinstance(args, tuple) or not args:
         return None
     first = args[0]
+    if name.startswith("torch.jit._pickle."):
+        return "plain data" if type(first) in (list, Dict, tuple) else None
     if name == "functools.partial":
         return "classes" if _is_plain(first) else None
     if name == "builtins.type":  # of the values whose classes have no other name
@@ -553,6 +658,11 @@ def _unpacked(form: str) -> Callable[[_Machine], None]:
     return push
 
 
+def _until_nul(m: _Machine) -> bytes:
+    """A line as C reads a number from it: up to a NUL, without the spaces around."""
+    return m.line().partition(b"\0")[0].strip()
+
+
 def _number(m: _Machine, text: bytes) -> None:
     """A decimal, hexadecimal or octal number, as C's strtol reads it."""
     if len(text) > 64:
@@ -566,21 +676,21 @@ def _number(m: _Machine, text: bytes) -> None:
 
 
 def _int_line(m: _Machine) -> None:
-    text = m.line().strip()
+    text = _until_nul(m)
     if text == b"00" or text == b"01":
         m.stack.append(text == b"01")
     else:
-        _number(m, text)
+        _number(m, text or b"0" * (m.data[m.at + 1 : m.at + 2] == b"\0"))  # strtol makes 0 of nothing before a NUL
 
 
 def _long_line(m: _Machine) -> None:
-    _number(m, m.line().strip().removesuffix(b"L"))
+    _number(m, _until_nul(m).removesuffix(b"L"))
 
 
 def _short_long(m: _Machine) -> None:
     data, start = m.data, m.position + 1
     end = start + (data[start - 1] if start <= len(data) else 0)
-    if end > len(data):
+    if end > len(data) or start < m.frame < end:
         m.take(m.take(1)[0])  # says what is missing
     m.position = end
     m.stack.append(int.from_bytes(data[start:end], "little", signed=True) if end - start <= 32 else Opaque("a long integer"))
@@ -636,7 +746,7 @@ def _unicode_line(m: _Machine) -> None:
 
 
 def _float_line(m: _Machine) -> None:
-    text = m.line()
+    text = _until_nul(m)
     m.made(float(text) if len(text) <= 1000 else Opaque("a long number"))
 
 
@@ -751,9 +861,11 @@ def _recall(m: _Machine, index: int) -> None:
 
 
 def _index_line(m: _Machine) -> int:
-    text = m.line().strip()
+    text = _until_nul(m)
     if len(text) > 20:
-        raise PickleProblem(f"opcode at byte {m.at:,} has a memo index of {len(text):,} digits")
+        text = b"-" * text.startswith(b"-") + (text.lstrip(b"+-0_") or b"0")
+        if len(text) > 40:
+            raise PickleProblem(f"opcode at byte {m.at:,} has a memo index of {len(text):,} digits")
     return int(text)
 
 
@@ -868,6 +980,12 @@ def _proto(m: _Machine) -> None:
 
 def _frame(m: _Machine) -> None:
     size = int.from_bytes(m.take(8), "little")
+    if m.position < m.frame:
+        m.misframed(f"the frame at byte {m.at:,} begins inside another")
+        if m.position + size <= m.frame:
+            return
+        m.cross()
+    m.begun, m.frame = m.position, m.position + size
     if size > len(m.data) - m.position and m.overlong is None:  # the unpickler in Python reads on, the one in C does not
         said = f"the frame at byte {m.at:,} is longer than what is left"
         m.overlong = PickleProblem(said, truncated=True, needs=m.position + size)

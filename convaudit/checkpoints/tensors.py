@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -37,6 +38,7 @@ _ARRAYS = {
     "u1": "uint8", "u2": "uint16", "u4": "uint32", "u8": "uint64", "c8": "complex64", "c16": "complex128",
 }  # fmt: skip
 """torch's dtype by the type code of numpy's ``dtype.__reduce__``."""
+_ARRAY = (("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct"))
 
 _MODELS = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights", "params", "model_state", "blobs")
 _PACKED = re.compile(r"(?:.*\.)?(?:_packed_params|_all_weight_values\.\d+\.param)")
@@ -44,6 +46,12 @@ _PACKED = re.compile(r"(?:.*\.)?(?:_packed_params|_all_weight_values\.\d+\.param
 _PACKED_CONV = 10
 """Place of a quantized convolution's weight in the tuple that it is pickled as; its bias is the next (``_ConvNd.__getstate__``)."""
 _HOLDERS = (list, tuple, Call, Persistent)
+_LISTED = "[]"
+_DEEP, _MOST_SEARCHED = 4, 20_000
+"""Keys that may stand before a state_dict's own, and values in which one is looked for."""
+_GENERATOR, _MOST_GENERATORS = (5056,), 64
+"""Shape of the state of torch's generator on the CPU, in bytes (``at::CPUGeneratorImpl``), and keys of a dict with one."""
+_TAKEN_FOR = {"optimizer": "optimizer state", "ema": "of EMA copies", "other": "in no state_dict"}
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "weight_mask", "bias_mask", "weight_u", "_u", "_v")
 """The last five are pruning's and spectral_norm's (``torch.nn.utils``)."""
 _INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool")
@@ -105,7 +113,7 @@ class Table:
     """Whether all of its tensors are listed."""
     unknown: list[str] = field(default_factory=list)
     wrappers: list[str] = field(default_factory=list)
-    """Keys at the top that hold a state_dict; names begin with them where there is more than one."""
+    """Keys that hold a state_dict, joined by dots; names begin with them where there is more than one."""
 
 
 def size_of(elements: int | None, dtype: str) -> int | None:
@@ -156,7 +164,7 @@ def _rebuilt(module: str, name: str, args: tuple[Any, ...], state: Any, depth: i
         if not isinstance(state, tuple) or len(state) < 4:
             return None
         return _strided(state, None)
-    if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
+    if (module, name) in _ARRAY:
         return _array(state[1], state[2]) if isinstance(state, tuple) and len(state) == 5 else None
     if module in ("numpy.core.numeric", "numpy._core.numeric") and name == "_frombuffer":  # protocol 5
         return _array(args[2], args[1]) if len(args) > 2 else None
@@ -216,8 +224,14 @@ def _strided(args: tuple[Any, ...], dtype: str | None) -> Tensor:
     found = dtype or (storage.dtype if storage else UNKNOWN)
     offset = (args[1] if isinstance(args[1], int) else 0) + (storage.begin if storage else 0)
     made = Tensor(ints_of(args[2]), found, storage, offset, ints_of(args[3]))
+    if _is_call(args[0], ("torch.storage", "_load_from_bytes")):
+        made.kind = "in a file of torch within the pickle"  # pickled without torch.save
     made.bytes = size_of(made.elements(), found)
     return made
+
+
+def _is_call(value: Any, *names: tuple[str, str]) -> bool:
+    return isinstance(value, Call) and isinstance(value.function, Global) and (value.function.module, value.function.name) in names
 
 
 def _array(shape: Any, dtype: Any) -> Tensor | None:
@@ -259,16 +273,26 @@ class _Path(NamedTuple):
         return ".".join(reversed(parts))
 
 
+class _State(NamedTuple):
+    """A state_dict and the keys that it stands under."""
+
+    path: _Path
+    value: Any
+
+
 def table_of(root: Any, where: str, work: Work) -> Table:
     """Every tensor reachable from a pickle's value, as many as ``work`` allows; ``where`` is put before storage names.
 
     Names are the keys of the file joined by dots, without those of the wrapper that holds a state_dict.
     """
-    table = Table(wrappers=_wrappers(root))
+    root = _unwrapped(root)
+    states = _Search().states(root)
+    table = Table(wrappers=[str(path) for path, _ in states])
     seen: set[int] = set()
     letters = MAX_NAMES
     top = _Path(None, "")
-    waiting: list[Iterator[_Child]] = [iter([(root, top, None)])]
+    first: list[_Child] = [(item, path if states[1:] else top, "parameter" if type(item) is list else None) for path, item in states]
+    waiting: list[Iterator[_Child]] = [iter([(root, top, None)]), iter(first)]  # what they share with an EMA copy is theirs
     while waiting:
         value, path, role = next(waiting[-1], _NONE)
         if path is None:
@@ -330,6 +354,10 @@ def _children(value: Any, path: _Path, role: Role | None, wrappers: list[str] | 
             yield item, _Path(path, word), role
         return
     state = value.state[0] if isinstance(value.state, tuple) and len(value.state) == 2 else value.state
+    if isinstance(state, Dict) and role in (None, "other") and _kind_of(state) == "optimizer":  # pickled whole, with parameters that have no names
+        for key, item in state.pairs():
+            yield item, _Path(path, _key(key)), "other" if key == "param_groups" else "optimizer"
+        return
     keys = state[::2] if isinstance(state, Dict) else []
     if "_parameters" in keys and "_modules" in keys:  # an nn.Module, pickled whole
         unsaved = next((_members(item) for key, item in state.pairs() if key == "_non_persistent_buffers_set"), [])
@@ -368,45 +396,102 @@ def _is_quantized(kind: Any) -> bool:
     return isinstance(kind, Global) and kind.module.startswith(("torch.ao.nn.quantized.", "torch.ao.nn.intrinsic.quantized.", "torch.nn.quantized.", "torch.nn.intrinsic.quantized."))
 
 
-def _wrappers(root: Any) -> list[str]:
-    """The keys of state_dicts: those of a model's usual names, else of any name (a GAN's two), else EMA copies."""
-    pairs = [(_key(key), item) for key, item in _pairs(root) if isinstance(item, _HOLDERS)]
-    known: dict[tuple[int, str], bool] = {}  # one dict may stand under many keys
+def _unwrapped(root: Any) -> Any:
+    """What a numpy array of objects holds: one value (``numpy.save`` of a dict), or several."""
+    state = root.state if _is_call(root, *_ARRAY) else None
+    if not isinstance(state, tuple) or len(state) != 5 or not isinstance(state[4], list):
+        return root
+    return state[4][0] if state[1] == () and len(state[4]) == 1 else state[4]
 
-    def holds(item: Any, leaf: str) -> bool:
-        if (id(item), leaf) not in known:
-            known[id(item), leaf] = _holds_tensors(item, leaf)
-        return known[id(item), leaf]
 
-    named = [word for word, item in pairs if word in _MODELS and holds(item, "")]
-    if named or any(tensor_of(item) is not None for _, item in pairs):
-        return named
-    found: dict[Role, list[str]] = {"other": [], "ema": [], "optimizer": []}
-    for word, item in pairs:
-        if holds(item, "weight"):
-            found[_beside(word)].append(word)
-    return found["other"] or found["ema"]
+class _Search:
+    """Finds the state_dicts of a file. Each container is looked into once, as it may stand under many keys."""
+
+    def __init__(self) -> None:
+        self.known: dict[tuple[int, str], bool] = {}
+        self.seen: set[int] = set()
+        self.left = _MOST_SEARCHED
+
+    def states(self, root: Any) -> list[_State]:
+        """Those under a model's usual names, else under any (a GAN's two), else EMA copies; each once."""
+        found = self.below(root, _Path(None, ""), 0)
+        return list({id(state.value): state for state in reversed(found["other"] or found["ema"])}.values())[::-1]
+
+    def below(self, value: Any, path: _Path, depth: int) -> dict[Role, list[_State]]:
+        """Those in a container, and in what it holds to a depth of :data:`_DEEP`."""
+        held, entries = _held(value), _dict_of(value)
+        named = [_State(_Path(path, word), item) for word, item in held if word in _MODELS and self.holds(item, "")]
+        found: dict[Role, list[_State]] = {"other": named, "ema": [], "optimizer": []}
+        if named or (entries and _kind_of(entries)) or (depth == 0 and any(tensor_of(item) is not None for _, item in held)):
+            return found
+        last = depth == _DEEP or (depth == 0 and any(word in _MODELS and _dict_of(item) and _held(item) for word, item in held))
+        for word, item in held:
+            if depth and self.left <= 0:
+                break
+            kind = _beside(word)
+            if self.holds(item, ".weight" if depth else "weight") or (kind == "ema" and self.holds(item, _LISTED)):
+                found[kind].append(_State(_Path(path, word), item))
+            elif kind != "optimizer" and not last and self.left > 0 and id(item) not in self.seen:
+                self.left -= 1
+                self.seen.add(id(item))
+                deeper = self.below(item, _Path(path, word), depth + 1)
+                found[kind] += deeper["other"]
+                found["ema"] += deeper["ema"]
+        return found
+
+    def holds(self, item: Any, leaf: str) -> bool:
+        """Whether a value is a state_dict (with a tensor whose name ends as ``leaf`` does), or something that is built with
+        one; of :data:`_LISTED`, whether it is a list of tensors."""
+        answer = self.known.get((id(item), leaf))
+        if answer is None:
+            entries = _dict_of(item)
+            if leaf == _LISTED:
+                answer = type(item) is list and bool(item) and all(tensor_of(value) is not None for value in item[:100])
+            elif entries is not None:
+                answer = any(f".{_key(key)}".endswith(leaf) and tensor_of(value) is not None for key, value in entries.pairs())
+            else:
+                answer = isinstance(item, Call) and isinstance(item.state, Dict) and "_modules" in item.state[::2]
+            self.known[id(item), leaf] = answer
+        return answer
+
+
+def _dict_of(item: Any) -> Dict | None:
+    """The entries of a dict, or of what is made as one (``OrderedDict``); None of anything else."""
+    entries = item.items if isinstance(item, Call) else item
+    return entries if isinstance(entries, Dict) else None
+
+
+def _held(value: Any) -> list[tuple[str, Any]]:
+    """What a dict or a list holds, by keys as parts of names."""
+    entries = _dict_of(value)
+    if entries is not None:
+        return [(_key(key), item) for key, item in entries.pairs() if isinstance(item, _HOLDERS)]
+    return [(str(i), item) for i, item in enumerate(value) if isinstance(item, _HOLDERS)] if isinstance(value, (list, tuple)) else []
+
+
+def _kind_of(entries: Dict) -> Role | None:
+    """What a dict is whatever its key: an optimizer's state, or states of random number generators."""
+    keys = entries[::2]
+    if "state" in keys and "param_groups" in keys:
+        return "optimizer"
+    tensors = [tensor for item in entries[1::2] if (tensor := tensor_of(item)) is not None] if len(keys) < _MOST_GENERATORS else []
+    bytes_only = all(tensor.dtype == "uint8" and len(tensor.shape or ()) == 1 for tensor in tensors)
+    return "other" if bytes_only and any(tensor.shape == _GENERATOR for tensor in tensors) else None
 
 
 def _beside(word: str) -> Role:
     """What stands under a key that is no model's usual one."""
-    if "ema" in word.lower().split("_"):
+    if ("ema" in word.lower() and "ema" in word.lower().split("_")) or word in ("shadow", "shadow_params"):
         return "ema"
     return "optimizer" if word.startswith(("optim", "opt_")) or "optimizer" in word else "other"
-
-
-def _holds_tensors(item: Any, leaf: str) -> bool:
-    """Whether a value is a state_dict (with a tensor whose name ends as ``leaf`` does), or something that is built with one."""
-    entries = item.items if isinstance(item, Call) and item.items is not None else item
-    if isinstance(entries, Dict):
-        return any(_key(key).endswith(leaf) and tensor_of(value) is not None for key, value in entries.pairs())
-    return isinstance(item, Call) and isinstance(item.state, Dict) and "_modules" in item.state[::2]
 
 
 def _entries(entries: Dict, path: _Path, role: Role | None, wrappers: list[str] | None) -> Iterator[_Child]:
     models = {*_MODELS, *(wrappers or ())}
     bare = wrappers == [] and any(tensor_of(item) is not None or _PACKED.fullmatch(_key(key)) for key, item in entries.pairs())
     one = len(wrappers or ()) < 2  # else names begin with them
+    if role in (None, "other"):
+        role = _kind_of(entries) or role
     for key, item in entries.pairs():
         if not isinstance(item, _HOLDERS):
             continue
@@ -415,6 +500,8 @@ def _entries(entries: Dict, path: _Path, role: Role | None, wrappers: list[str] 
             if word in models:
                 yield item, path if one else _Path(path, word), None
                 continue
+            inner = _beside(word)
+        elif role == "other":
             inner = _beside(word)
         yield item, _Path(path, word), inner
 
@@ -431,7 +518,7 @@ def _key(key: Any) -> str:
 def _add(table: Table, tensor: Tensor, name: str, role: Role | None, where: str) -> None:
     storage = tensor.storage
     if role is None:
-        role = role_of(name, tensor.dtype)
+        role = "other" if tensor.dtype == "uint8" and tensor.shape == _GENERATOR else role_of(name, tensor.dtype)
     for part in (*(tensor.parts or (tensor,)), *tensor.beside):
         if part.storage is not None:
             known = table.storages.setdefault(part.storage.key, part.storage)
@@ -454,6 +541,14 @@ def role_at(name: str, dtype: str) -> Role:
     """As :func:`role_of`, of a name with the keys that it stands under."""
     beside = _beside(name.partition(".")[0])
     return role_of(name, dtype) if beside == "other" else beside
+
+
+def uncounted(rows: Iterable[TensorRow]) -> str | None:
+    """What a file's tensors were taken for where none of them counts; None where one does, or where there is none."""
+    found = Counter(row.role for row in rows)
+    if not found or found["parameter"] or found["buffer"]:
+        return None
+    return f"no parameters: its tensors are {', '.join(f'{_TAKEN_FOR[role]} ({count:,})' for role, count in found.most_common())}"
 
 
 def _check(table: Table, tensor: Tensor, storage: Storage, name: str) -> None:

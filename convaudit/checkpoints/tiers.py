@@ -94,8 +94,7 @@ _PLAIN_BY_MODULE = {
     "torch.distributed.remote_device": "_remote_device",
     "torch.nested._internal.nested_tensor": "NestedTensor _rebuild_njt",
     "torch._dynamo.decorators": "_DimRange",
-    "torch.jit._pickle": "build_intlist build_tensorlist build_doublelist build_boollist build_tensor_from_id "
-    "restore_type_tag",
+    "torch.jit._pickle": "build_tensor_from_id",
     "omegaconf.dictconfig": "DictConfig",
     "omegaconf.listconfig": "ListConfig",
     "omegaconf.base": "ContainerMetadata Metadata",
@@ -140,7 +139,12 @@ _CLASSES = {
       "BackwardPrefetch CPUOffload MixedPrecision ShardingStrategy StateDictType FullStateDictConfig LocalStateDictConfig ShardedStateDictConfig".split()),
 }  # fmt: skip
 
-GUARDED: frozenset[str] = frozenset(("builtins.getattr", "builtins.type", "functools.partial", "_operator.getitem", "_operator.or_"))
+CONFIGS: frozenset[str] = frozenset(f"{module}.{name}" for module, name in PLAIN if module.startswith("omegaconf."))
+"""Classes of omegaconf, which evaluates the annotations of the classes that it is called with; pickles call it with nothing."""
+GUARDED: frozenset[str] = frozenset([
+    "builtins.getattr", "builtins.type", "functools.partial", "_operator.getitem", "_operator.or_",
+    *(f"torch.jit._pickle.{name}" for name in "build_intlist build_tensorlist build_doublelist build_boollist restore_type_tag".split()),
+])  # fmt: skip
 """Code, unless all that a pickle does with it is to call it for what honest pickles call it for."""
 SHARDED = "torch.distributed._shard.sharded_tensor.api.ShardedTensor"
 ATTRIBUTES = {
@@ -151,21 +155,27 @@ ATTRIBUTES = {
 
 GADGETS: frozenset[str] = frozenset(
     "pip setuptools pkg_resources joblib cloudpickle dill _pytest pytest py nose IPython ipykernel jsonpickle fickling numba "
-    "cffi pexpect ptyprocess plumbum sh invoke fabric paramiko asyncssh psutil sympy numexpr pydoc2 ansible _distutils_hack "
-    "distutils wheel ray dask fsspec requests aiohttp httpx urllib3".split()
+    "cffi pexpect ptyprocess plumbum sh invoke fabric paramiko asyncssh psutil sympy mpmath numexpr pydoc2 ansible _distutils_hack "
+    "distutils wheel ray dask fsspec requests aiohttp httpx urllib3 typing_extensions six yaml ruamel pygments click rich jinja2 mako".split()
 )
 """Top-level third-party packages that run what they are given."""
 _GADGET_NAMES = frozenset(
     [
-        ("pandas", "read_pickle"), ("pandas", "eval"), ("pandas.io.pickle", "read_pickle"), ("pandas.core.computation.eval", "eval"),
-        ("yaml", "load"), ("yaml", "unsafe_load"), ("yaml", "full_load"), ("django.utils.module_loading", "import_string"),
-        ("werkzeug.utils", "import_string"), ("pydoc", "locate"), ("hydra.utils", "instantiate"), ("hydra.utils", "call"),
+        ("pandas", "read_pickle"), ("pandas.io.pickle", "read_pickle"), ("hydra.utils", "instantiate"),
         ("hydra._internal.instantiate._instantiate2", "instantiate"), ("transformers.dynamic_module_utils", "get_class_from_dynamic_module"),
         ("keras.models", "load_model"), ("tensorflow.python.keras.saving.save", "load_model"),
         ("omegaconf._utils", "_get_class"), ("lightning_utilities.core.imports", "module_available"),
     ]
 )  # fmt: skip
-_RUNNERS = frozenset("system popen Popen eval exec execfile check_output check_call getoutput import_module spawn execve".split())
+_RUNNERS = frozenset(
+    "system popen Popen eval exec exec_ execfile compile open getattr setattr delattr getattr_static check_output check_call call run getoutput "
+    "getstatusoutput spawn spawnl spawnle spawnlp spawnv spawnve spawnvp posix_spawn execl execle execlp execv execve execvp execvpe fork_exec "
+    "import_module import_string import_from_string import_object import_by_path locate reload run_path run_module runcode runsource "
+    "runctx load loads load_module exec_module module_from_spec spec_from_file_location SourceFileLoader zipimporter find_spec Unpickler "
+    "partial partialmethod reduce attrgetter itemgetter methodcaller CodeType FunctionType get_type_hints make_dataclass literal_eval timeit "
+    "rmtree copyfile copytree unlink urlopen urlretrieve CDLL unsafe_load unsafe_load_all full_load full_load_all load_all".split()
+)
+"""Names under which third-party packages give away functions of the standard library that run what they are given, or their own."""
 _STANDARD: frozenset[str] = frozenset(sys.stdlib_module_names) | frozenset(
     "__builtin__ commands popen2 cPickle copy_reg urllib2 urlparse imp distutils asyncore asynchat smtpd cgi cgitb pipes "
     "crypt nis spwd telnetlib uu xdrlib aifc audioop chunk imghdr msilib nntplib ossaudiodev sndhdr sunau mailcap lib2to3 "

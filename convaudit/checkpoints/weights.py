@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convaudit.checkpoints.architecture import Architecture, Layer, owner_of, wrapper_of
-from convaudit.checkpoints.formats import Checkpoint, Place
+from convaudit.checkpoints.checkpoint import Checkpoint, Place
 from convaudit.checkpoints.kernels import gallery
 from convaudit.checkpoints.tensors import BITS
 from convaudit.result import KernelGallery, Severity

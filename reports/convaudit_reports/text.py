@@ -103,7 +103,7 @@ def _totals(target: TargetResult) -> Line:
         said = _("parameters not known") if target.kind == "checkpoint" else _("no totals")
         return [(clean(target.target), "bold"), (_(": "), ""), (said, "dim")]
     bound = "≥ " if lower_bound(target) else ""
-    least = bound if target.kind == "checkpoint" else ""
+    least = bound if target.kind == "checkpoint" and totals.macs is None else ""  # beside a model, parameters are its own
     parts: Line = [(ngettext("{} parameter", "{} parameters", totals.parameters).format(least + count(totals.parameters)), "bold")]
     if totals.macs is not None:
         parts.append((_("{} MACs").format(bound + short(totals.macs)), ""))

@@ -13,7 +13,7 @@ from convaudit.rule import FileExample, Options, Rule, file_of
 
 if TYPE_CHECKING:
     from convaudit.checkpoints.audit import CheckpointContext
-    from convaudit.checkpoints.formats import Checkpoint
+    from convaudit.checkpoints.checkpoint import Checkpoint
     from convaudit.result import Finding
 
 _ADVICE = {

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from convaudit import inputs, targets
 from convaudit.checkpoints.architecture import Architecture, Expected, architecture_of
 from convaudit.checkpoints.audit import audit_file, run_rules
-from convaudit.checkpoints.formats import Checkpoint, read_checkpoint
+from convaudit.checkpoints.checkpoint import Checkpoint
+from convaudit.checkpoints.formats import read_checkpoint
 from convaudit.checkpoints.match import match
 from convaudit.checkpoints.weights import scan
 from convaudit.engine import audit_model

@@ -67,6 +67,8 @@ def test_values_are_those_of_any_format_and_layout(tmp_path: Path) -> None:
     torch.save({name: t.bfloat16() if t.is_floating_point() else t for name, t in state.items()}, tmp_path / "c.pt")
     done = run(tmp_path, "diff", "a.safetensors", "b.pt")
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "no difference")
+    (tmp_path / "a.safetensors.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(state, "a.safetensors")}))
+    assert run(tmp_path, "diff", "b.pt", "a.safetensors.index.json").stdout.splitlines()[-1] == "no difference"
 
     found = {c["name"]: c for c in difference(tmp_path, "b.pt", "c.pt")["changed"]}
     rounded = (state["0.weight"] - state["0.weight"].bfloat16().float()).abs()

@@ -18,6 +18,8 @@ import torch
 from checkpoints.malicious import EMPTY, GLOBAL, LIKE, STACKED, in_zip, numpy_array
 from safetensors.torch import save_file
 
+from convaudit.folders import holds_models
+
 
 def cli(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
@@ -217,7 +219,7 @@ def test_many_oddities_of_a_kind_are_counted(tmp_path: Path) -> None:
         (tmp_path / f"{i}.bin").write_text("<html>")
     done = cli(tmp_path, ".")
 
-    assert done.returncode == 0
+    assert done.returncode == 2  # as where one of them is named
     assert done.stdout.count("an HTML page") == 6  # and one for the rest
     assert "and 4 more: an HTML page" in done.stdout
     assert "nothing was audited" in done.stdout
@@ -283,7 +285,7 @@ def test_code_of_a_repository_within_this_one_is_not_run(tmp_path: Path) -> None
 
 HOSTILE = {
     **dict.fromkeys(("evil", "evil.PT", "evil.dat", "evil.joblib", "evil.npz", "evil.txt", "evil.zip", "evil.mar", "evil.weights"), in_zip(GLOBAL)),
-    **dict.fromkeys(("old.pickle", "old.sav"), GLOBAL), **dict.fromkeys(("stacked.dat", "stacked.joblib"), STACKED), "objects.npy": numpy_array(GLOBAL),
+    **dict.fromkeys(("config.json", "image.PNG"), in_zip(GLOBAL)), "song.mp3": b"\x80\x02" + GLOBAL, **dict.fromkeys(("old.pickle", "old.sav"), GLOBAL), **dict.fromkeys(("stacked.dat", "stacked.joblib"), STACKED), "objects.npy": numpy_array(GLOBAL),
     "before.dat": STACKED + in_zip(EMPTY), "old.gguf": LIKE["GGUF"], "a.bz2": LIKE["bzip2"], "a.tar": LIKE["a tar"], "part.distcp": GLOBAL,
 }  # fmt: skip
 
@@ -298,7 +300,7 @@ def honest(folder: Path) -> None:
             for member, data in (("models/a.py", "import os"), ("lib.so", b"\x7fELF"), ("x.data", bytes(9)), ("models/cos.txt", "cos\nsin\n")):
                 archive.writestr(f"a/{member}", data)
     for name, data in (("words.txt", b"cos\nsin\ntan\n"), ("more", b"import\nlist\n"), ("story", b"(the end)"), ("noise.dat", b"\x80\x02\xff" * 300),
-                       ("log", b"Vanilla\n."), ("cached.pickle", pickle.dumps([1, {"a": 2}])), ("empty", b"")):  # fmt: skip
+                       ("log", b"Vanilla\n."), ("a.json", b'{"a": 1}'), ("a.png", b"\x89PNG\r\n"), ("a.csv", b"a,b\n"), ("words.md", b"cos\nsin\n"), ("a.sh", in_zip(GLOBAL)), ("cached.pickle", pickle.dumps([1, {"a": 2}])), ("empty", b"")):  # fmt: skip
         (folder / name).write_bytes(data)
 
 
@@ -313,6 +315,55 @@ def test_a_hostile_file_is_found_whatever_it_is_called(tmp_path: Path, foreign: 
     assert code == 1
     assert {Path(t["target"]).name: {f["rule"] for f in t["findings"]} - {"CNV602"} for t in result["targets"]} == {name: {"CNV601"} for name in HOSTILE}
     assert {Path(note["path"]).name for note in result["notes"]} == ({"a.npz", "data.zip"} if foreign else set())
+
+
+CAME = {
+    **{f"empty{suffix}/a{suffix}": b"" for suffix in (".pt", ".onnx", ".h5", ".gguf", ".npy", ".Pickle")}, "page/a.bin": b"<html>", "build/weights.pt": b"",
+    "pointer/a.safetensors": b"version https://git-lfs.github.com/spec/v1\n", "named/config.json": in_zip(EMPTY), "picture/image.png": in_zip(EMPTY),
+    "bytes/a.dat": LIKE["GGUF"], "array/a": numpy_array(EMPTY), "deep/er/a/b.pkl": EMPTY,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("git", [False, True])
+def test_code_that_came_with_any_file_of_a_model_is_not_run(tmp_path: Path, git: bool) -> None:
+    for name, data in CAME.items():
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(data)
+    for link, to in (("nowhere/a.pt", "gone.pt"), ("outside/a.pt", "/etc/hosts")):
+        (tmp_path / link).parent.mkdir()
+        (tmp_path / link).symlink_to(to)
+    tops = [path for path in tmp_path.iterdir() if path.is_dir()]
+    places = [top / "code" if top.name == "deep" else top for top in tops]
+    for place in places:
+        place.mkdir(exist_ok=True)
+        (place / "came.py").write_text("open('ran', 'w')\nimport torch.nn as nn\nclass Net(nn.Sequential): ...\n")
+    if git:
+        subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    result = check(tmp_path, *(os.path.relpath(place, tmp_path) for place in places))[1]
+
+    assert {n["path"] for n in result["notes"] if n["kind"] == "code"} == {os.path.relpath(place / "came.py", tmp_path) for place in places}
+    assert {t["kind"] for t in result["targets"]} <= {"checkpoint"}
+    assert not (tmp_path / "ran").exists()
+
+
+def test_ordinary_files_are_no_models(tmp_path: Path) -> None:
+    honest(tmp_path / "files")
+    assert holds_models(str(tmp_path / "files"))
+    for name in ("a.npz", "a.npy", "data.zip", "cached.pickle", "noise.dat"):
+        (tmp_path / "files" / name).unlink()
+    (tmp_path / "files" / ".venv").mkdir()
+    (tmp_path / "files" / ".venv" / "a.pt").touch()
+    os.mkfifo(tmp_path / "files" / "pipe")
+    assert not holds_models(str(tmp_path / "files"))
+
+
+def test_a_folder_s_settings_are_not_its_checkpoints(tmp_path: Path) -> None:
+    made = downloaded(tmp_path / "download")
+    (made / "convaudit.toml").write_text("ignore = ['CNV6']\nfail-on = 'never'\n")
+    (made / "evil.pkl").write_bytes(GLOBAL)
+
+    assert check(tmp_path, "download")[0] == 1
+    assert "# checkpoints in it take those of the working directory: no settings file\n" in cli(tmp_path, "download", "--show-settings").stdout
 
 
 def test_an_archive_that_is_no_checkpoint_is_none(tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ from convaudit.accounting import state_dict_rows
 from convaudit.checkpoints import match
 from convaudit.checkpoints.architecture import Expected
 from convaudit.checkpoints.audit import audit_file
-from convaudit.checkpoints.formats import read_checkpoint
 from convaudit.result import Finding
 from convaudit.settings import AuditSettings
 
@@ -104,13 +103,62 @@ def test_what_is_said_is_bounded(tmp_path: Path) -> None:
     assert len(found.evidence["unexpected"]) == 100
 
 
-@pytest.mark.parametrize("target", ["timm:resnet50", "torchvision:vgg16", "torchvision:googlenet", "timm:vit_tiny_patch16_224"])
-def test_well_known_nets_are_known(tmp_path: Path, target: str) -> None:
+ASIDE = "its names and shapes, widths of heads and num_batches_tracked aside,"
+KNOWN: dict[str, tuple[str, Callable[[State], State], str, str | None]] = {
+    "buffers tell them apart": (
+        "timm:resnet50", dict,
+        "its names and shapes are those of timm:resnet50, timm:resnetaa50, timm:resnetblur50, torchvision:resnet50; audited as timm:resnet50",
+        "timm:resnet50",
+    ),
+    "without buffers": ("timm:resnet50_gn", dict, "its names and shapes are those of timm:resnet50_gn", "timm:resnet50_gn"),
+    "with auxiliary heads": (
+        "torchvision:inception_v3", dict, "its names and shapes are those of torchvision:inception_v3", "torchvision:inception_v3",
+    ),
+    "with them, another head": (
+        "torchvision:inception_v3(num_classes=7)", dict, f"{ASIDE} are those of torchvision:inception_v3", "torchvision:inception_v3",
+    ),
+    "without them": ("timm:inception_v3", dict, "its names and shapes are those of timm:inception_v3", "timm:inception_v3"),
+    "auxiliary heads left out": (
+        "torchvision:googlenet(aux_logits=False)", dict,
+        "its names and shapes, auxiliary heads, widths of heads and num_batches_tracked aside, are those of torchvision:googlenet",
+        "torchvision:googlenet",
+    ),
+    "a segmentation net": (
+        "torchvision:deeplabv3_resnet50(aux_loss=True)", dict,
+        "its names and shapes, auxiliary heads, widths of heads and num_batches_tracked aside, are those of torchvision:deeplabv3_resnet50",
+        "torchvision:deeplabv3_resnet50",
+    ),
+    "several fully connected layers": ("torchvision:vgg11(num_classes=7)", dict, f"{ASIDE} are those of torchvision:vgg11", "torchvision:vgg11"),
+    "any prefix": (
+        "timm:mobilenetv3_small_050", lambda s: {f"net.{name}": t for name, t in s.items()},
+        "its names and shapes behind 'net.' are those of timm:mobilenetv3_small_050", "timm:mobilenetv3_small_050",
+    ),
+    "averaged, another head": (
+        "timm:mobilenetv3_small_050(num_classes=4)",
+        lambda s: {"n_averaged": torch.tensor(1), **{f"a.module.{name}": t for name, t in s.items()}},
+        "its names and shapes behind 'a.module.', widths of heads and num_batches_tracked aside, are those of timm:mobilenetv3_small_050",
+        "timm:mobilenetv3_small_050",
+    ),
+    "no counters": (
+        "timm:mobilenetv3_small_050", lambda s: {name: t for name, t in s.items() if "batches" not in name},
+        f"{ASIDE} are those of timm:mobilenetv3_small_050", "timm:mobilenetv3_small_050",
+    ),
+    "a trunk": (
+        "timm:resnet50", lambda s: without(s, "fc.bias", "bn1.running_var"),
+        "no well-known net has these names and shapes; parameters outside heads have those of timm:resnet50, timm:resnet50_gn, "
+        "timm:resnetaa50, timm:resnetblur50, torchvision:resnet50; --model timm:resnet50 says what differs", None,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_well_known_nets_are_known(tmp_path: Path, name: str) -> None:
+    target, change, said, chosen = KNOWN[name]
     with torch.no_grad():
-        state = targets.build(f"{target}(num_classes=7)").model.state_dict()
-    for name, prefix in (("a.pt", ""), ("b.pt", "module.")):
-        torch.save({prefix + k: torch.zeros((), dtype=t.dtype).expand(t.shape) for k, t in reversed(state.items())}, tmp_path / name)
-        assert target in match.well_known(read_checkpoint(str(tmp_path / name)).tensors)
+        state = {name: torch.zeros((), dtype=t.dtype).expand(t.shape) for name, t in targets.build(target).model.state_dict().items()}
+    torch.save(change(dict(reversed(state.items()))), tmp_path / "a.pt")
+
+    assert match.model_of(str(tmp_path / "a.pt"), 64) == (chosen, f"--model auto: {said}")
 
 
 def test_the_table_is_small_and_strangers_are_not_in_it(tmp_path: Path) -> None:
@@ -163,7 +211,7 @@ def test_auto_and_models_that_are_not_there(tmp_path: Path) -> None:
         state = targets.build("timm:resnet18(num_classes=3)").model.state_dict()
     torch.save({k: torch.zeros((), dtype=t.dtype).expand(t.shape) for k, t in state.items()}, tmp_path / "a.pt")
     done, result = check(tmp_path, "a.pt", "--model", "auto", "--no-weights")
-    assert "its names and shapes are those of timm:resnet18" in done.stderr
+    assert f"{ASIDE} are those of timm:resnet18, " in done.stderr
     (found,) = [f for f in result["targets"][0]["findings"] if f["rule"] == "CNV607"]
     assert (found["severity"], found["suggestion"]) == ("warning", "--model 'timm:resnet18(num_classes=3)'")
 
