@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import lzma
 import re
 import struct
@@ -340,8 +341,12 @@ def unpacked(packed: Readable, make: Callable[[], Unpacker], *, several: bool = 
             return  # a member's size says it
 
 
-UNPACKING = (zlib.error, lzma.LZMAError, OSError, EOFError, ValueError)
+UNPACKING = (zlib.error, lzma.LZMAError, OSError, EOFError, ValueError, IndexError)
 """What decompressors raise for bytes that are no stream of theirs."""
+
+
+BEYOND = "unpacks to more than"
+"""How :func:`gathered` says that its limit ends a stream."""
 
 
 def gathered(parts: Iterator[bytes], limit: int) -> tuple[bytes, str | None]:
@@ -351,25 +356,40 @@ def gathered(parts: Iterator[bytes], limit: int) -> tuple[bytes, str | None]:
         for part in parts:
             kept.append(part[:left])
             if len(part) > left:
-                return b"".join(kept), f"unpacks to more than {limit:,} bytes (--max-pickle)"
+                return b"".join(kept), f"{BEYOND} {limit:,} bytes (--max-pickle)"
             left -= len(part)
     except UNPACKING as error:
         return b"".join(kept), f"cannot be unpacked: {error}"
     return b"".join(kept), None
 
 
-def inflated(file: Readable, member: Member) -> Iterator[bytes]:
-    """The bytes of a deflated member."""
-    return unpacked(Window(file, member.start, member.packed), lambda: Inflater(-15))
+def member_bytes(file: Readable, member: Member) -> Iterator[bytes]:
+    """The bytes of a compressed member."""
+    packed = Window(file, member.start, member.packed)
+    if member.method != 14:
+        return unpacked(packed, _METHODS[member.method])
+    head = packed.read(9)  # version, size of the properties, properties (APPNOTE.TXT 5.8.8)
+    return unpacked(packed, lambda: _raw_lzma(head[4:]))
+
+
+def _raw_lzma(properties: bytes) -> Unpacker:
+    first, size = properties[0], int.from_bytes(properties[1:5], "little")
+    chain = {"id": lzma.FILTER_LZMA1, "lc": first % 9, "lp": first // 9 % 5, "pb": first // 45, "dict_size": max(4096, min(size, 1 << 26))}
+    return lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=[chain])
+
+
+_METHODS: dict[int, Callable[[], Unpacker]] = {8: lambda: Inflater(-15), 12: bz2.BZ2Decompressor}
+UNPACKED = (*_METHODS, 14)
+"""Methods of compression that are unpacked: those of Python's ``zipfile``; torch reads the first alone."""
 
 
 def end_of(file: Readable, member: Member, most: int) -> bytes:
-    """The last ``most`` bytes of a stored or deflated member."""
+    """The last ``most`` bytes of a stored or compressed member."""
     if member.method == 0:
         return read_at(file, member.start + max(0, member.packed - most), min(most, member.packed))
     kept, left = b"", member.size
     with suppress(*UNPACKING):
-        for part in inflated(file, member):
+        for part in member_bytes(file, member):
             kept, left = (kept + part[:left])[-most:], left - len(part)
             if left <= 0:
                 break
@@ -380,12 +400,12 @@ def content(file: Readable, member: Member, limit: int) -> tuple[bytes, str | No
     """Up to ``limit`` unpacked bytes of a member, and why they are not all of it."""
     if member.method == 0:
         data = read_at(file, member.start, min(member.packed, limit))
-    elif member.method == 8:
-        data, short = gathered(inflated(file, member), limit)
+    elif member.method in UNPACKED:
+        data, short = gathered(member_bytes(file, member), limit)
         if short:
             return data, short
     else:
-        return b"", f"is packed by method {member.method}, which torch does not read"
+        return b"", f"is packed by method {member.method}, which is not read"
     if member.size > limit:
         return data, f"has {member.size:,} bytes, more than {limit:,} (--max-pickle)"
     return data, None if len(data) == member.size else f"has {len(data):,} of its {member.size:,} bytes"

@@ -16,7 +16,7 @@ from typing import BinaryIO
 from convaudit.checkpoints.checkpoint import Checkpoint, Place
 from convaudit.checkpoints.regions import row_major
 from convaudit.checkpoints.safetensors import SAFETENSORS
-from convaudit.checkpoints.tensors import BITS, UNKNOWN, uncounted
+from convaudit.checkpoints.tensors import BITS, UNKNOWN, taken_for
 from convaudit.errors import UsageError
 from convaudit.output import replaced
 from convaudit.result import TensorRow
@@ -29,6 +29,8 @@ _UNNAMED = "tensor"
 """The name of a tensor that is all a file holds."""
 _PACKED = ("_packed_params.", "_all_weight_values.")
 """Keys below which quantized layers keep weights in tuples, which a safetensors file cannot give back."""
+_MOST_LISTED = 20
+"""State_dicts that are named in a sentence."""
 _BLOCK = 1 << 23
 _MOST_REORDERED = 1 << 31
 """Bytes of a tensor that is read whole, because its elements do not lie in order."""
@@ -102,7 +104,7 @@ def _chosen(file: Checkpoint, key: str | None, made: Plan) -> list[tuple[str, in
     if key is not None and file.wrappers != [key]:
         found = [(row.name[len(key) + 1 :], index) for index, row in rows if row.name.startswith(f"{key}.")]
     elif len(file.wrappers) > 1:
-        raise UsageError(f"{file.path}: holds more than one state_dict: choose with --key: {', '.join(file.wrappers)}")
+        raise UsageError(f"{file.path}: holds more than one state_dict: choose with --key: {_listed(file.wrappers)}")
     else:
         found = own
         if own and file.wrappers and key is None:
@@ -110,7 +112,7 @@ def _chosen(file: Checkpoint, key: str | None, made: Plan) -> list[tuple[str, in
     if not found:
         keys = Counter(row.name.partition(".")[0][:80] for row in file.tensors if "." in row.name)
         held = ", ".join(f"{word} ({count:,})" for word, count in keys.most_common(8))
-        what = f"has no tensors under {key!r}" if key is not None else uncounted(file.tensors) or "has no state_dict of its own: it holds no tensors"
+        what = f"has no tensors under {key!r}" if key is not None else taken_for(file.tensors) or "has no state_dict of its own: it holds no tensors"
         raise UsageError(f"{file.path}: {what}" + (f"; --key takes one of these (tensors): {held}" if held else ""))
     taken = {index for _, index in found}
     packed = next((row for index, row in rows if index in taken and any(part in row.name for part in _PACKED)), None)
@@ -126,9 +128,14 @@ def _chosen(file: Checkpoint, key: str | None, made: Plan) -> list[tuple[str, in
     return found
 
 
+def _listed(words: list[str]) -> str:
+    more = len(words) - _MOST_LISTED
+    return ", ".join(words[:_MOST_LISTED]) + (f" and {more:,} more" if more > 0 else "")
+
+
 def _whose(file: Checkpoint, row: TensorRow) -> str:
     """The state_dict that a tensor is of, or its role where it is of none."""
-    return next((word for word in file.wrappers if row.name.startswith(f"{word}.") and row.role in ("parameter", "buffer")), row.role)
+    return next((word for word in file.wrappers[:_MOST_LISTED] if row.name.startswith(f"{word}.") and row.role in ("parameter", "buffer")), row.role)
 
 
 def _taken(file: Checkpoint, index: int, name: str) -> Taken:
@@ -245,7 +252,7 @@ def elements(source: BinaryIO, row: TensorRow, place: Place) -> Iterator[bytes]:
     import numpy as np
 
     elements = 1 + sum((size - 1) * step for size, step in zip(shape, place.stride))
-    if elements * width > _MOST_REORDERED:
+    if max(elements, math.prod(shape)) * width > _MOST_REORDERED:
         raise UsageError(f"{place.path}: {row.name[:80]!r} does not lie in order and is too large to be put in order")
     source.seek(place.start + place.offset * width)
     data = np.frombuffer(source.read(elements * width), np.dtype((np.void, width)), elements)

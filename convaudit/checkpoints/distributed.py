@@ -33,7 +33,6 @@ from convaudit.checkpoints.tensors import (
 from convaudit.checkpoints.zips import Zip, list_members, scan
 from convaudit.result import TensorRow
 
-
 MAX_OVERLAPS = 100
 """Ranges of one part that are read though they begin within another, which those that torch writes never do."""
 
@@ -104,7 +103,12 @@ def _read_parts(made: Checkpoint, folder: Path, stored: Dict, work: Work) -> Non
         if wrong:
             made.problems.append(f"part {part[:80]!r} {wrong}")
             continue
-        with (folder / part).open("rb") as file:
+        try:
+            file = (folder / part).open("rb")
+        except OSError as error:
+            made.problems.append(f"part {part[:80]!r} cannot be read: {error.strerror}")
+            continue
+        with file:
             length, end, again = os.fstat(file.fileno()).st_size, 0, 0
             made.file_bytes += length
             for _, start, size in ranges:

@@ -24,9 +24,10 @@ from convaudit.checkpoints.pickle_reader import (
     Work,
 )
 from convaudit.checkpoints.pickles import goes_on, imports_surely, objects_at, read_array, read_pickles, unpickles
-from convaudit.checkpoints.recognition import MAGIC_BYTES, is_tar, packed_as, recognise, refusal, stream_of
+from convaudit.checkpoints.recognition import MAGIC_BYTES, UNREAD, is_tar, packed_as, recognise, refusal, stream_of
 from convaudit.checkpoints.safetensors import read_safetensors
 from convaudit.checkpoints.shards import read_sharded
+from convaudit.checkpoints.tensors import taken_for
 from convaudit.checkpoints.zips import Zip, read_zip, scan
 from convaudit.errors import TargetError
 
@@ -89,19 +90,32 @@ def sniff_any(path: str) -> tuple[str | None, str | None]:
         if kind is None and head:
             kind = _otherwise(file, head, size, named=False)
         if kind in ("zip", "packed"):
-            made, what = Checkpoint(path, "torch-zip", size), "a zip archive" if kind == "zip" else "a compressed file"
-            try:
-                _READERS[kind](made, file, size, Work.part(MAX_PICKLE // 10))
-            except TargetError as error:
-                return None, f"{what} without a pickle" if kind == "zip" else str(error).removeprefix(f"{path}: ")
-            if not made.tensors and all(used.tier in ("tensors", "plain data") for used in made.globals):
-                return None, f"{what} whose pickles name no code: name it to audit it"
+            said = _nothing_in(path, file, kind, size)
+            if said:
+                return None, said
         elif kind == "array" or (kind == "pickle" and MAGIC_BYTES not in head[:32]):
             found = imports_surely(file, (objects_at(file)[0] or 0) if kind == "array" else 0, size)
             if not found and head[0] == 0x80:
                 return None, "a pickle that names no code: name it to audit it"
             kind = kind if found else None
     return kind, None if kind else refusal(head) or "no checkpoint that convaudit knows"
+
+
+def _nothing_in(path: str, file: BinaryIO, kind: str, size: int) -> str | None:
+    """What an archive or a compressed file is that holds nothing to audit; all limits are given where a part of them is used up."""
+    what = "a zip archive" if kind == "zip" else "a compressed file"
+    for work in (Work.part(MAX_PICKLE // 10), Work()):
+        made = Checkpoint(path, "torch-zip", size)
+        try:
+            _READERS[kind](made, file, size, work)
+        except TargetError as error:
+            said = f"{what} without a pickle" if kind == "zip" else str(error).removeprefix(f"{path}: ")
+        else:
+            harmless = not made.tensors and all(used.tier in ("tensors", "plain data") for used in made.globals)
+            said = f"{what} whose pickles name no code: name it to audit it" if harmless else ""
+        if not said or (min(work.bytes, work.opcodes, work.objects, work.members) > 0 and not (kind == "packed" and made.problems)):
+            return said or None
+    return None if kind == "packed" else UNREAD[-1] + " what is looked through: name it to audit it"
 
 
 def read_checkpoint(path: str, *, max_pickle: int = MAX_PICKLE) -> Checkpoint:
@@ -125,10 +139,12 @@ def read_part(path: str, *, max_pickle: int) -> Checkpoint:
             if kind in ("safetensors", "pickle", "packed"):
                 _behind(made, file, size, work)
             if kind != "sharded" and is_tar(read_at(file, 0, 512)):
-                made.problems.append("it is a tar file as well, which torch.load tries first")
+                made.problems.append("it is a tar file as well" + ("" if kind == "zip" else ", which torch.load tries first"))
     except OSError as error:
         raise TargetError("read", f"{path}: cannot be read: {error.strerror or error}", kind=type(error).__name__) from error
     made.count()
+    if made.complete and (said := taken_for(made.tensors)):
+        made.notes.append(said)
     if made.refused and made.format != "sharded" and not made.problems and all(used.tier == "tensors" for used in made.globals):
         made.notes.append(f"weights_only refuses it, whatever it is told to allow: {made.refused[0]}")
     return made
@@ -160,7 +176,7 @@ def _packed_file(made: Checkpoint, file: BinaryIO, size: int, work: Work) -> Non
     kind = recognise(data[:512], "", 1 << 62)
     limited = bool(short) and BEYOND in str(short)
     if limited and kind in ("zip", "safetensors"):
-        raise TargetError("read", f"{made.path}: {refusal(read_at(file, 0, 512)) or f'a {made.packed} stream: unpack it first'}", kind="NoCheckpoint")
+        raise TargetError("read", f"{made.path}: {UNREAD[-2]} {packed_as(read_at(file, 0, 512)) or f'a {made.packed} stream'}: unpack it first", kind="NoCheckpoint")
     _READERS[kind or "pickle"](made, io.BytesIO(data), len(data), work)
     if limited:
         made.problems.clear()  # they say that the rest is missing

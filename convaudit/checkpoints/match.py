@@ -121,7 +121,7 @@ LEVELS = {
     "trunk": "no well-known net has these names and shapes; parameters outside heads{} have those of {}",
 }
 """What fingerprints see of a state_dict, less at each, and what is said of a file that has the same."""
-_MOST_TENSORS = 10_000
+_MOST_TENSORS = 5_000
 """No well-known net has more."""
 
 

@@ -191,7 +191,7 @@ def uncollected() -> Iterator[None]:
 
 def looks_like_pickle(head: bytes) -> bool:
     """Whether bytes could be the start of a pickle: PROTO, or a GLOBAL or INST of protocols 0 and 1 near the start."""
-    return (len(head) > 1 and head[0] == 0x80 and head[1] <= 5) or _NAMES_INSIDE.search(head) is not None
+    return (len(head) > 1 and head[0] == 0x80 and head[1] <= 5) or (head.count(b"\n") > 1 and _NAMES_INSIDE.search(head) is not None)
 
 
 def may_begin(data: bytes) -> bool:
@@ -217,7 +217,7 @@ def _read_otherwise(first: _Machine) -> None:
     machines, held = [first], 0
     for each in machines:
         others: list[tuple[tuple[int, int, int] | None, int]] = [(crossing, each.start) for crossing in each.crossed]
-        others += [(None, at) for at in sorted({each.position, each.frame}) if each.stopped and at < len(each.data)]
+        others += [(None, at) for at in sorted({each.position, max(each.position, each.frame)}) if each.stopped and at < len(each.data)]
         for crossing, start in others:
             held += len(each.data) if crossing else 0
             if len(machines) == 10 or held > 100_000_000:
@@ -274,7 +274,7 @@ class _Machine:
         self.work = work
         self.depth = depth
         self.spare: Work | None = None  # for the pickles in its bytes
-        self.looked_at: dict[int, Any] = {}  # texts by their id, which they keep while they are held here
+        self.looked_at: dict[int, Any] = {}  # by their id, which they keep while they are held here
         self.guards: list[GlobalUse] = []
         self.table = _WATCHED.copy()
         self.protocol = 0
@@ -537,11 +537,15 @@ class _Machine:
         """Whether a guarded name is called for what it may do; that takes a while, and is counted so."""
         self.objects += 4
         tier = _tier_of_call(use.name, made.args)
-        if tier is not None:
+        if tier is not None and id(made.args) not in self.looked_at:
             made.guarded = True
-            use.loose -= 1
-            if use.worst != tier:
-                use.worst = max(use.worst, tier, key=TIERS.index)
+            uses = [use]
+            if use.name == "functools.reduce":
+                uses.append(made.args[0].use)
+                self.looked_at[id(made.args)] = made.args  # its or_ counts once
+            for each in uses:
+                each.loose -= 1
+                each.worst = max(each.worst, tier, key=TIERS.index)
             if not use.name.startswith("torch."):  # weights_only may be told those
                 self.reading.refused[f"a call of {use.name}"] = None
 
@@ -608,8 +612,17 @@ def _tier_of_call(name: str, args: Any) -> Tier | None:
             return "classes" if _is_member(first, args[1]) else None
         return None
     hints = args[1] if isinstance(args[1], tuple) else args[1:]  # _operator.getitem and or_: typing.List[int], int | None
-    if name == "_operator.getitem" and not (isinstance(first, Global) and first.module == "typing"):
-        return None
+    if name == "functools.reduce":  # of or_, as Python before 3.14 pickles unions
+        if not isinstance(first, Global) or first.use.name != "_operator.or_" or not isinstance(args[1], tuple) or len(hints) < 2:
+            return None
+        first, hints = hints[0], hints[1:]
+    elif name == "_operator.getitem":
+        if not (isinstance(first, Global) and first.module == "typing"):
+            return None
+        if first.name == "Literal" and all(hint is None or isinstance(hint, (str, int, bytes)) for hint in hints):
+            return "plain data"
+        if first.name == "Callable" and hints and type(hints[0]) is list:
+            hints = (*hints[0], *hints[1:])
     if len(hints) > 10 or not all(_is_plain(hint) or hint is None for hint in (first, *hints)):
         return None
     return "classes" if any(isinstance(hint, Global) and hint.use.tier == "classes" for hint in (first, *hints)) else "plain data"

@@ -35,10 +35,12 @@ from convaudit.result import GlobalRow
 MAGIC = 0x1950A86A20F9469CFC6C
 """First pickle of a legacy file (``torch/serialization.py``, MAGIC_NUMBER)."""
 _PLAIN = rb"'[<>|=]?[?bBhHiIlLqQefdgFDGcuSaUVmM]\d*(?:\[\d*\w\w?\])?'"
-_FIELD = rb"\( *(?:%b|\( *%b *, *%b *\)) *, *%b *(?:, *\([\d, L]*\) *)?,? *\)" % (*3 * (rb"'[\w .%#+*/&\x80-\xff-]*'",), _PLAIN)
-_RECORD = re.compile(rb"\[ *%b *(?:, *%b *)*,? *\]" % (_FIELD, _FIELD))
+_FIELD = rb"\( *(?:%b|\( *%b *, *%b *\)) *, *%b *(?:, *\([\d, L]*\) *)?(?:, *)?\)" % (*3 * (rb"'[\w .%#+*/&\x80-\xff-]*'",), _PLAIN)
+_RECORD = re.compile(rb"\[ *%b(?: *, *%b)* *(?:, *)?\]" % (_FIELD, _FIELD))
 _NO_OBJECTS = re.compile(rb" *\{ *'descr': *%b, *'fortran_order': *(?:True|False), *'shape': *\([\d, L]*\),? *\} *\n?" % _PLAIN)
 """The header of a numpy array of numbers, texts, dates or bytes, where a record is one of bytes; of any other, a pickle may follow."""
+HEADER_BYTES = 1 << 16
+"""Bytes of a numpy array's beginning that are read for its header."""
 _OBJECTS = re.compile(rb"'[<>|=]?O\d*'|object")
 
 
@@ -313,7 +315,10 @@ def goes_on(head: bytes, work: Work) -> bool:
     """Whether bytes without a pickle's header could be a pickle's: they end, or call something, before they break."""
     if not pickle_reader.may_begin(head):
         return False
-    reading = pickle_reader.read(head, work=Work.part(work.pickle // 100))
+    part = Work.part(work.pickle // 100)
+    given = part.opcodes
+    reading = pickle_reader.read(head, work=part)
+    work.opcodes -= given - part.opcodes
     problem = reading.problem
     return problem is None or problem.limit or problem.truncated or any(use.called for use in importable(reading))
 
@@ -324,8 +329,10 @@ def objects_at(file: Readable) -> tuple[int | None, bool]:
     head = read_at(file, 0, 12)
     start, size = (10, 2) if head[6:7] == b"\1" else (12, 4)
     length = int.from_bytes(head[8 : 8 + size], "little")
-    header = read_at(file, start, min(length, 1 << 16))
+    header = read_at(file, start, min(length, HEADER_BYTES - 12))
     plain = header
     for _ in range(10):  # records in records, the innermost first
-        plain = _RECORD.sub(b"'V1'", plain)
+        plain, found = _RECORD.subn(b"'V1'", plain)
+        if not found:
+            break
     return None if _NO_OBJECTS.fullmatch(plain) else start + length, _OBJECTS.search(header) is not None

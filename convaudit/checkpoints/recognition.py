@@ -30,8 +30,8 @@ PACKED = {
     b"Rar!\x1a\x07": "a RAR archive", b"(\xb5/\xfd": "a Zstandard file", b"\4\x22\x4d\x18": "an LZ4 file",
 }  # fmt: skip
 """What is packed, by its first bytes."""
-UNREAD = ("a 7z archive", "a RAR archive", "a Zstandard file", "an LZ4 file", "a tar file")
-"""What :func:`refusal` calls archives that are not looked into."""
+UNREAD = ("a 7z archive", "a RAR archive", "a Zstandard file", "an LZ4 file", "a tar file", "a checkpoint in", "an archive beyond")
+"""How it begins what is said of archives that are not looked into, or not to their end."""
 STREAMS: dict[bytes, tuple[str, Callable[[], Unpacker]]] = {
     b"\x1f\x8b\x08": ("gzip", lambda: Inflater(31)), b"BZh": ("bzip2", bz2.BZ2Decompressor),
     **dict.fromkeys((b"\xfd7zXZ\0", b"\x5d\0"), ("xz", lambda: lzma.LZMADecompressor(memlimit=100_000_000))),

@@ -54,7 +54,12 @@ class _Steps:
     @property
     def most(self) -> int:
         """Units, if none is seen twice."""
-        return min(math.prod(size for size, _ in self.axes), self.end - self.start)
+        return min(self.writes, self.end - self.start)
+
+    @property
+    def writes(self) -> int:
+        """Units, each as often as it is seen."""
+        return math.prod(size for size, _ in self.axes)
 
     @property
     def exact(self) -> bool:
@@ -100,7 +105,7 @@ def elements_of(regions: Sequence[Region]) -> list[int]:
             added = [one.most for one in steps.values()] if alone else _joined(steps.values())
         else:
             first, last = min(one.start for one in steps.values()), max(one.end for one in steps.values())
-            cost = last - first + sum(one.end - one.start for one in steps.values())
+            cost = last - first + sum(max(one.end - one.start, one.writes) for one in steps.values())
             added = _marked(steps.values(), first, last) if cost <= left else _bounded(steps.values())
             left -= cost if cost <= left else 0
         for (region, index), units in zip(known.items(), added):

@@ -47,8 +47,8 @@ _PACKED_CONV = 10
 """Place of a quantized convolution's weight in the tuple that it is pickled as; its bias is the next (``_ConvNd.__getstate__``)."""
 _HOLDERS = (list, tuple, Call, Persistent)
 _LISTED = "[]"
-_DEEP, _MOST_SEARCHED = 4, 20_000
-"""Keys that may stand before a state_dict's own, and values in which one is looked for."""
+_DEEP, _MOST_SEARCHED, _MOST_LISTED, _LONGEST = 4, 20_000, 1000, 200
+"""Keys that may stand before a state_dict's own, values in which one is looked for, the most of a list, and characters of a key."""
 _GENERATOR, _MOST_GENERATORS = (5056,), 64
 """Shape of the state of torch's generator on the CPU, in bytes (``at::CPUGeneratorImpl``), and keys of a dict with one."""
 _TAKEN_FOR = {"optimizer": "optimizer state", "ema": "of EMA copies", "other": "in no state_dict"}
@@ -414,6 +414,7 @@ class _Search:
 
     def states(self, root: Any) -> list[_State]:
         """Those under a model's usual names, else under any (a GAN's two), else EMA copies; each once."""
+        self.seen.add(id(root))
         found = self.below(root, _Path(None, ""), 0)
         return list({id(state.value): state for state in reversed(found["other"] or found["ema"])}.values())[::-1]
 
@@ -426,12 +427,12 @@ class _Search:
             return found
         last = depth == _DEEP or (depth == 0 and any(word in _MODELS and _dict_of(item) and _held(item) for word, item in held))
         for word, item in held:
-            if depth and self.left <= 0:
-                break
-            kind = _beside(word)
+            if depth and (self.left <= 0 or len(word) > _LONGEST):
+                continue
+            kind, within = _beside(word), not last and self.left > 0 and len(word) <= _LONGEST
             if self.holds(item, ".weight" if depth else "weight") or (kind == "ema" and self.holds(item, _LISTED)):
                 found[kind].append(_State(_Path(path, word), item))
-            elif kind != "optimizer" and not last and self.left > 0 and id(item) not in self.seen:
+            elif within and kind != "optimizer" and id(item) not in self.seen:
                 self.left -= 1
                 self.seen.add(id(item))
                 deeper = self.below(item, _Path(path, word), depth + 1)
@@ -448,7 +449,7 @@ class _Search:
             if leaf == _LISTED:
                 answer = type(item) is list and bool(item) and all(tensor_of(value) is not None for value in item[:100])
             elif entries is not None:
-                answer = any(f".{_key(key)}".endswith(leaf) and tensor_of(value) is not None for key, value in entries.pairs())
+                answer = any(((word := _key(key)).endswith(leaf) or word == leaf.removeprefix(".")) and tensor_of(value) is not None for key, value in entries.pairs())
             else:
                 answer = isinstance(item, Call) and isinstance(item.state, Dict) and "_modules" in item.state[::2]
             self.known[id(item), leaf] = answer
@@ -462,11 +463,13 @@ def _dict_of(item: Any) -> Dict | None:
 
 
 def _held(value: Any) -> list[tuple[str, Any]]:
-    """What a dict or a list holds, by keys as parts of names."""
+    """What a dict or a short list holds, by keys as parts of names."""
     entries = _dict_of(value)
     if entries is not None:
         return [(_key(key), item) for key, item in entries.pairs() if isinstance(item, _HOLDERS)]
-    return [(str(i), item) for i, item in enumerate(value) if isinstance(item, _HOLDERS)] if isinstance(value, (list, tuple)) else []
+    if not isinstance(value, (list, tuple)) or len(value) > _MOST_LISTED:
+        return []
+    return [(str(i), item) for i, item in enumerate(value) if isinstance(item, _HOLDERS)]
 
 
 def _kind_of(entries: Dict) -> Role | None:
@@ -543,7 +546,7 @@ def role_at(name: str, dtype: str) -> Role:
     return role_of(name, dtype) if beside == "other" else beside
 
 
-def uncounted(rows: Iterable[TensorRow]) -> str | None:
+def taken_for(rows: Iterable[TensorRow]) -> str | None:
     """What a file's tensors were taken for where none of them counts; None where one does, or where there is none."""
     found = Counter(row.role for row in rows)
     if not found or found["parameter"] or found["buffer"]:

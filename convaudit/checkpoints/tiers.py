@@ -73,7 +73,12 @@ _PLAIN_BY_MODULE = {
     "numpy.ma.core": "MaskedArray _mareconstruct",
     "builtins": "Ellipsis NotImplemented slice range frozenset list dict tuple int float str bytes bool object",
     "copyreg": "_reconstructor",
-    "re": "_compile Pattern",
+    "re": "_compile Pattern RegexFlag",
+    "http": "HTTPStatus",
+    "signal": "Signals",
+    "ipaddress": "IPv4Address IPv4Network IPv4Interface IPv6Address IPv6Network IPv6Interface",
+    "array": "array _array_reconstructor",
+    "time": "struct_time",
     "typing": "Any Callable Dict FrozenSet Iterable Iterator List Literal Mapping Optional Sequence Set Tuple Type Union",
     "types": "GenericAlias SimpleNamespace",
     "collections.abc": "Callable Collection Container Generator Hashable ItemsView Iterable Iterator KeysView Mapping MutableMapping "
@@ -142,7 +147,7 @@ _CLASSES = {
 CONFIGS: frozenset[str] = frozenset(f"{module}.{name}" for module, name in PLAIN if module.startswith("omegaconf."))
 """Classes of omegaconf, which evaluates the annotations of the classes that it is called with; pickles call it with nothing."""
 GUARDED: frozenset[str] = frozenset([
-    "builtins.getattr", "builtins.type", "functools.partial", "_operator.getitem", "_operator.or_",
+    "builtins.getattr", "builtins.type", "functools.partial", "functools.reduce", "_operator.getitem", "_operator.or_",
     *(f"torch.jit._pickle.{name}" for name in "build_intlist build_tensorlist build_doublelist build_boollist restore_type_tag".split()),
 ])  # fmt: skip
 """Code, unless all that a pickle does with it is to call it for what honest pickles call it for."""

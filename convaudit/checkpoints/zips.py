@@ -13,6 +13,7 @@ from typing import BinaryIO, Literal
 
 from convaudit.checkpoints.archive import (
     MAX_DIRECTORY,
+    UNPACKED,
     Member,
     Readable,
     Window,
@@ -28,6 +29,7 @@ from convaudit.checkpoints.pickle_reader import (
     looks_like_pickle,
 )
 from convaudit.checkpoints.pickles import (
+    HEADER_BYTES,
     MAGIC,
     Span,
     goes_on,
@@ -62,8 +64,8 @@ _NATIVE = (
     ".bat", ".cmd", ".ps1",
 )  # fmt: skip
 """Suffixes of members that are libraries, programs, or packages of them."""
-_IMPORTING = re.compile(rb"(?:\A|[\r\n])import[ \t]")
-"""A line that Python runs where a .pth file lies beside its packages (``site``)."""
+_IMPORTING = re.compile(rb"import(?<=[\r\n]import)[ \t]")
+"""Where a line begins that Python runs where a .pth file lies beside its packages (``site``)."""
 _KNOWN_MEMBERS = ("data.pkl", "byteorder", "version", ".format_version", ".storage_alignment")
 _LARGE = 1 << 16
 """Bytes of a member from which it is named, if nothing in the archive says what it is for."""
@@ -113,10 +115,25 @@ def read_zip(made: Checkpoint, file: BinaryIO, size: int, work: Work) -> None:
     wrong = scan(made, archive, work, roots[0] if roots else None)
     if not made.complete and members:
         _no_checkpoint(made, names)
+    if constants:
+        _uncounted(made, members)
     if made.format == "pt2":
         _exported(made, archive, work)
     if wrong:
         (made.problems if made.problems else made.notes).extend(f"member {name} has a wrong CRC" for name in wrong)
+
+
+def _uncounted(made: Checkpoint, members: list[Member]) -> None:
+    """Say of a TorchScript archive which weights are not in its table: a frozen model's, and a quantized one's that are packed."""
+    size = sum(member.size for member in members if "/constants/" in member.name)
+    if size >= _LARGE:  # scalars are everywhere
+        made.notes.append(f"its constants ({size:,} bytes in constants/) are not counted as tensors")
+        made.complete = False
+    packed = [row.name for row in made.tensors if row.role == "other" and row.dtype.startswith(("qint", "quint"))]
+    if packed:
+        more = f" and {len(packed) - 1:,} more" if packed[1:] else ""
+        made.notes.append(f"packed for quantized layers, and not counted as parameters: {packed[0][:80]}{more}")
+        made.complete = False
 
 
 def _no_checkpoint(made: Checkpoint, names: set[str]) -> None:
@@ -124,6 +141,9 @@ def _no_checkpoint(made: Checkpoint, names: set[str]) -> None:
     arrays = all(name.endswith(".npy") for name in names)
     what = ": a NumPy archive (.npz), no checkpoint of PyTorch; save a dict of tensors by name" if arrays else ""
     what = ": a Keras archive, which is not read" if any(name.endswith("model.weights.h5") for name in names) else what
+    if any(name.endswith("/.data/extern_modules") for name in names):
+        made.notes.append("a torch.package archive: importing from it runs its Python")
+        return
     if made.path.lower().endswith(SUFFIXES):
         made.problems.append(f"it has no data.pkl{what}")
         return
@@ -141,7 +161,7 @@ def list_members(made: Checkpoint, archive: Zip, work: Work) -> None:
     """An archive's members, as many as may still be read."""
     found = read_archive(archive.file, archive.size, work.members, work.bytes if archive.inside else MAX_DIRECTORY)
     work.members -= len(found.members)
-    work.bytes -= found.read if archive.inside else 0
+    work.bytes -= found.read + min(archive.size, 65557) if archive.inside else 0
     made.problems += [f"{archive.inside}: {said}" if archive.inside else said for said in found.problems]
     archive.members = found.members
 
@@ -150,49 +170,83 @@ def scan(made: Checkpoint, archive: Zip, work: Work, root: str | None) -> list[s
     """Look at every member for pickles, archives and code; the tensors are those of ``root``. Names with a wrong CRC."""
     wrong: list[str] = []
     unsearched: list[str] = []
-    file = archive.file
+    unread: list[str] = []
+    looked: set[tuple[object, ...]] = set()
+    table = f"{root}data.pkl" if root is not None else None
     for member in archive.members:
-        head, _ = content(file, member, 512)
+        lower = member.name.lower()
         program = made.format == "torchscript" and "/code/" in member.name
-        if not program and (head.startswith(b"\x7fELF") or member.name.lower().endswith(_NATIVE) or _is_path_file(file, member)):
-            made.codes.append(f"{archive.inside}{member.name}"[:500])
         stored = "/data/" in member.name and member.name.rpartition("/")[2].isdigit()
+        named = member.name.endswith((".pkl", ".debug_pkl"))
+        native = not program and lower.endswith(_NATIVE)
+        look = (
+            member.start, member.packed, member.size, member.method, program, stored, named, native, lower.endswith(".pth"), lower.endswith(_PICKLED),
+            member.name == table,
+        )  # fmt: skip
+        if look in looked:
+            continue  # the same bytes under another name, which is a problem by then
+        looked.add(look)
+        head, short = _head(archive, member, work)
+        if not program and (native or head.startswith(b"\x7fELF") or _is_path_file(archive, member, work)):
+            made.codes.append(f"{archive.inside}{member.name}"[:500])
+        if short and not named:
+            unread.append(f"member {archive.shown(member)} {short}")
+        if min(work.opcodes, work.bytes) <= 0:
+            unread.append(f"member {archive.shown(member)} is beyond what is read (--max-pickle)")
+            if work.opcodes <= 0:
+                break
         zipped = head.startswith(b"PK\3\4")  # and no pickle: P is an id of text, which neither pickle nor torch takes
         nested = zipped or _archive_behind(archive, member, work, unsearched, storage=stored)
         packed = packed_as(head) or ("a tar file" if is_tar(head) else None)
-        named = member.name.endswith((".pkl", ".debug_pkl"))
         if named and not zipped and (not packed or looks_like_pickle(head)):
             whole, sound = _pickled_member(made, archive, member, root, work)
+            root = None if member.name == table else root  # another of that name gives no table
             wrong += [] if sound else [archive.shown(member)]
             if whole:
                 continue  # an archive would be within a text of it
         elif not zipped:
-            sure = looks_like_pickle(head) or named or (not stored and member.name.lower().endswith(_PICKLED))
-            if head.startswith(b"\x93NUMPY") or sure or goes_on(head, work):
+            sure = looks_like_pickle(head) or named or (not stored and lower.endswith(_PICKLED))
+            array = head.startswith(b"\x93NUMPY") and work.bytes > 0
+            if array or sure or goes_on(head, work):
                 _unnamed(made, archive, member, work, sure=sure)
-        if nested:
+        if nested and work.bytes > 0:
             _nested(made, archive, member, work)
         elif packed:
             made.notes.append(f"member {archive.shown(member)} is {packed}; it was not read")
+    if unread:
+        made.problems.append(unread[0] + (f", and {len(unread) - 1:,} more" if unread[1:] else ""))
     if unsearched:
         more = f" and {len(unsearched) - 1:,} more" if unsearched[1:] else ""
         made.notes.append(f"not searched for archives behind their beginning (--max-pickle): {unsearched[0]}{more}")
     return wrong
 
 
-def _is_path_file(file: Readable, member: Member) -> bool:
+def _head(archive: Zip, member: Member, work: Work) -> tuple[bytes, str | None]:
+    """A member's first 512 bytes, and why there are none or they are broken; a block of bzip2 has up to 900,000 bytes."""
+    if member.method == 12:
+        work.bytes -= 900_000
+        if work.bytes <= 0:
+            return b"", "is packed by bzip2, beyond what is unpacked (--max-pickle)"
+    head, short = content(archive.file, member, 512)
+    return head, short if short and member.method and not head and member.size else None
+
+
+def _is_path_file(archive: Zip, member: Member, work: Work) -> bool:
     """Whether a .pth member is a text with imports for Python, not a checkpoint."""
-    data = content(file, member, 1 << 16)[0] if member.name.lower().endswith(".pth") else b""
-    return not data.startswith((b"PK", b"\x80")) and _IMPORTING.search(data) is not None
+    if not member.name.lower().endswith(".pth"):
+        return False
+    data = content(archive.file, member, max(512, min(1 << 16, work.bytes)))[0]
+    work.bytes -= len(data)
+    return not data.startswith((b"PK", b"\x80")) and _IMPORTING.search(b"\n" + data) is not None
 
 
 def _archive_behind(archive: Zip, member: Member, work: Work, unsearched: list[str], *, storage: bool) -> bool:
     """Whether an archive stands at the end of a member; of a ``storage``, only one without a comment is looked for.
     Names of compressed ones that are too large for that go to ``unsearched``."""
-    if member.method not in (0, 8):
+    if member.method not in (0, *UNPACKED):
         return False
     if member.method:
-        if member.size > work.bytes - work.pickle:  # the rest is for pickles
+        if member.size > work.bytes - work.pickle or member.method != 8:  # the rest is for pickles
             unsearched.append(archive.shown(member))
             return False
         work.bytes -= member.size
@@ -224,10 +278,11 @@ def _holds_weights(name: str) -> bool:
     return last == "serialized_state_dict.pt" or (folder.endswith("data/weights") and last.endswith(".pt"))
 
 
-def _content(archive: Zip, member: Member, work: Work) -> tuple[bytes, str | None]:
-    """A member's bytes as far as the file's limits go, and why they are not all of it."""
-    data, short = content(archive.file, member, min(work.pickle, work.bytes))
-    work.bytes -= len(data)
+def _content(archive: Zip, member: Member, work: Work, share: int = 1) -> tuple[bytes, str | None]:
+    """A member's bytes as far as one of ``share`` parts of the file's limits goes, and why they are not all of it."""
+    cost = 4 if member.method == 12 else 1  # bzip2 is slow
+    data, short = content(archive.file, member, max(0, min(work.pickle, work.bytes // share) // cost))
+    work.bytes -= cost * len(data)
     return data, short
 
 
@@ -270,7 +325,9 @@ def _exported(made: Checkpoint, archive: Zip, work: Work) -> None:
             made.problems.append(f"member {member.name[:80]!r} lists no weights: {type(error).__name__}: {str(error)[:80]}")
             made.complete = False
     if not known:
-        made.notes.append("where its weights are is not known: it is a .pt2 of another version")
+        compiled = any("/data/aotinductor/" in member.name for member in members)
+        other = "it is compiled (AOTInductor), and they are in its libraries" if compiled else "it is a .pt2 of another version"
+        made.notes.append(f"where its weights are is not known: {other}")
         made.complete = False
 
 
@@ -281,9 +338,13 @@ def _unnamed(made: Checkpoint, archive: Zip, member: Member, work: Work, *, sure
     if member.method == 0:
         file, size = Window(archive.file, member.start, member.packed), member.packed
     else:
-        data, short = _content(archive, member, work)
+        header = content(archive.file, member, HEADER_BYTES)[0]
+        if header.startswith(b"\x93NUMPY") and objects_at(io.BytesIO(header))[0] is None:
+            return
+        data, short = _content(archive, member, work, 1 if sure else 8)
         file, size = io.BytesIO(data), len(data)
     array = read_at(file, 0, 6) == b"\x93NUMPY"
+    work.bytes -= 40 * min(int.from_bytes(read_at(file, 8, 4 if read_at(file, 6, 1) > b"\1" else 2), "little"), HEADER_BYTES) if array else 0
     at, declared = objects_at(file) if array else (0, False)
     if at is None:
         return

@@ -121,6 +121,8 @@ def _finding(finding: Finding) -> Finding:
 
 def said(text: str) -> str:
     """A rule's message, advice or title in the language spoken now."""
+    if text.startswith("import "):  # a line of Python
+        return text
     patterns = _fitting(text) if len(text) <= LONGEST else []
     for pattern in patterns:
         found = pattern.end.search(text) if pattern.suffix else None

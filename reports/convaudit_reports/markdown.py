@@ -42,8 +42,8 @@ LEVELS = (
     Detail(targets=40, sections=0, findings=0, rows=0, text=60),
 )
 """Tried in turn until the report fits; the last always does."""
-_WORDS = re.compile(r"\[\d[\d, ]*\]\S*|[\w.]+\(\[.*?\]\)\S*|\S+")
-"""Words of a sentence: a shape is one, and so is a call with a list."""
+_WORDS = re.compile(r"\[\d[\d, ]*\]\S*|[\w.]+\(\[.*?\]\)\S*|[\w.]+\((['\"]).*?\1\)\S*|\S+")
+"""Words of a sentence: a shape is one, and so is a call with a list or a text."""
 _WORD = re.compile(r"([(\"']*)(.*?)([.,;:!?)\"']*)")
 _PLAIN = re.compile(r"[^\W_]([\w.,;()%/'\"=+×→−–·≤≥-]*\w[()%'\"]*)?|[×→−–·≤≥=+/-]|[+−±<≥≤]{0,2}\d[\d.,]*[%kMGTPB]?")
 _LINKED = re.compile(r"_|\bwww\.|\b[0-9a-f]{7,}\b|\b[A-Z]\w*-\d", re.IGNORECASE)
@@ -92,14 +92,14 @@ def tag(value: object, limit: int = 300) -> str:
 
 def prose(value: object, limit: int = 300) -> str:
     """A sentence that stays a sentence: each word that a host could take for more is a code span. Fit for a table."""
-    words = _WORDS.findall(_figures.shorten(_figures.one_line(str(value)), limit))
+    words = (word[0] for word in _WORDS.finditer(_figures.shorten(_figures.one_line(str(value)), limit)))
     return " ".join(_word(word, not number) for number, word in enumerate(words))
 
 
 def _word(word: str, first: bool) -> str:
     head, core, tail = _WORD.fullmatch(word).groups()  # type: ignore[union-attr]  # matches everything
-    while tail.startswith(")") and core.count("(") > core.count(")"):  # a call keeps its own
-        core, tail = core + ")", tail[1:]
+    while tail and (core.count("(") > core.count(")") if tail[0] == ")" else tail[0] in "'\"" and core.count(tail[0]) % 2):
+        core, tail = core + tail[0], tail[1:]  # a call and a quotation keep their ends
     begins_a_list = first and (not core or re.fullmatch(r"[-+=]|\d+[.)]", word))
     if not begins_a_list and (not core or (_PLAIN.fullmatch(core) and not _LINKED.search(core))):
         return word

@@ -30,7 +30,7 @@ class CodeBearingCheckpoint(Rule):
 
     ## Exceptions
     It is fine if you wrote the classes: `allow-globals = ["mypkg.*"]` lowers what it names to info. `--strict-pickle`
-    makes the rest an error.
+    makes the rest an error; a TorchScript archive stays info.
 
     ## References
     PyTorch documentation, "Saving and Loading Models": saving the entire model is discouraged.
@@ -58,10 +58,12 @@ class CodeBearingCheckpoint(Rule):
             if group:
                 more = f" and {len(group) - 3} more" if len(group) > 3 else ""
                 packed = group == ["torch.ScriptObject"]  # a state_dict of a quantized LSTM
-                advice = "it is a state_dict already, whose packed weights need torch's own class: save the model before it is quantized to share it"
+                advice = "save state_dict() to share it" if context.file.tensors else "load it only where you trust its author"
+                if packed:
+                    advice = "it is a state_dict already, whose packed weights need torch's own class: save the model before it is quantized to share it"
                 yield context.finding(
                     f"loading runs the code of {', '.join(group[:3])}{more}; fine if you wrote it",
-                    severity=severity, suggestion=advice if packed else "save state_dict() to share it", evidence={"globals": group[:100]},
+                    severity=severity, suggestion=advice, evidence={"globals": group[:100]},
                 )  # fmt: skip
 
     @classmethod

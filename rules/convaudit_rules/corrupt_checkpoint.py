@@ -33,7 +33,8 @@ class CorruptCheckpoint(Rule):
         sha256sum model.safetensors   # compare with the publisher's, download again
 
     ## Exceptions
-    A wrong CRC alone is told with the notes, without a finding: torch can save without one. The pickles of a corrupt file are still read.
+    A wrong CRC of a pickle alone is told with the notes, without a finding: torch can save without one. Those of tensors are
+    not compared: that would read all of the file. The pickles of a corrupt file are still read.
 
     ## References
     PKWARE, .ZIP File Format Specification (APPNOTE.TXT), version 6.3.10.

@@ -60,7 +60,7 @@ class NeedsSafeGlobals(Rule):
             advice = f"no line helps with {refused[0]}: save plain dicts, lists and tensors with torch.save, or convert it to safetensors"
         else:
             message = f"it holds plain data in a pickle that torch.load does not read: {named}"
-            advice = "save plain dicts, lists and tensors with torch.save, or convert it to safetensors"
+            advice = "save plain dicts, lists and tensors with torch.save"
         yield context.finding(message, suggestion=advice, evidence={"globals": names})
 
     @classmethod

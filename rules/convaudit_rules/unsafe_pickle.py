@@ -18,7 +18,7 @@ class UnsafePickle(Rule):
     ## What it does
     Reads every pickle of the file by an inert parser and names each global of the *code* tier: its member, its byte
     offset, whether it would be called and with what. Archives in archives are read as far as four deep, their members
-    written as `outer!inner`; arrays of objects (`.npy`) hold pickles too. Native libraries and Python files inside an
+    written as `outer!inner`; arrays of objects (`.npy`) hold pickles too. Libraries and programs inside an
     archive are named.
 
     ## Why it matters

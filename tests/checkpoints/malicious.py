@@ -41,6 +41,9 @@ PUBLISHED = [
     __builtin__ breakpoint|builtins delattr|inspect currentframe|gc get_objects|multiprocessing.util spawnv_passfds|sqlite3 connect
     ssl get_server_certificate|tempfile mktemp|zipimport zipimporter|linecache getline|codeop compile_command|atexit register
     torchvision.datasets.utils Popen|mypackage.tools exec|mypackage __import__|copyreg add_extension|_posixsubprocess fork_exec
+    mpmath.libmp.backend exec_|six exec_|typing_extensions get_type_hints|click edit|pygments.lexers load_lexer_from_file|rich.style loads
+    yaml unsafe_load_all|jinja2.environment reduce|mypackage.tools partial|mypackage attrgetter|mypackage itemgetter|mypackage methodcaller
+    mypackage CodeType|mypackage FunctionType|mypackage call|mypackage get_type_hints|mypackage import_string|mypackage load_module|mypackage getattr
     """.strip().replace("\n", "|").split("|")
 ]  # fmt: skip
 """Names that published advisories on scanners of pickles are about, and relatives of theirs."""
@@ -114,6 +117,25 @@ BEGUN = {
     "a long beginning": b"N0" * 300 + GLOBAL, "an old pickle": GLOBAL, "a pickle": b"\x80\x02" + GLOBAL,
 }  # fmt: skip
 """Pickles that other things may stand behind."""
+
+
+def framed(data: bytes, more: int = 0) -> bytes:
+    """A frame, which says that it is longer by ``more`` than its ``data``."""
+    return b"\x95" + struct.pack("<Q", len(data) + more) + data
+
+
+HIDDEN = b"U" + bytes([len(GLOBAL)]) + GLOBAL
+"""Code as a text: opcodes, if its two first bytes are dropped."""
+FRAMES = {
+    "code behind a text that crosses": framed(b"U\4aa") + b"bb" + HIDDEN + b"N.", "code behind a number that crosses": framed(b"J\1\2") + b"bb" + HIDDEN + b"N.",
+    "code behind a long integer that crosses": framed(b"\x8a\4ab") + b"cd" + HIDDEN + b"N.", "code whose line crosses": framed(b"c__") + b"os\nremove\n)R.",
+    "code behind a line that crosses": framed(b"c__") + b"a\nb\n0" + GLOBAL, "code after an end in a frame": framed(b"N." + HIDDEN[:2]) + GLOBAL,
+    "code in what an end in a frame leaves": framed(b"N." + GLOBAL), "code behind frames in frames": framed(framed(b"NN") + framed(b"U\4aa")) + b"bb" + HIDDEN + b"N.",
+    "code, perhaps, behind frames that are crossed again and again": (framed(b"U\2a") + b"U") * 20 + b"bN.",
+    "a size that crosses": framed(b"X\0\0") + b"\0\0N.", "a frame in a frame": framed(framed(b"NN") + b"NN") + b".",
+    "a frame that crosses": framed(framed(b"N0", 4) + b"0") + b"N0N.", "an end in a frame": framed(b"N.N"), "bytes that cross": framed(b"C\4aa") + b"bb.",
+}  # fmt: skip
+"""What unpicklers read differently, as it does not keep to its frames."""
 
 
 def as_tar(pickled: bytes) -> bytes:
@@ -217,6 +239,14 @@ def opcodes() -> Iterator[tuple[str, str, bytes, str]]:
     yield "a memo entry put anew", "a.pt", b"\x80\x04" + text("torch") + b"q\x00" + text("os") + b"q\x00" + text("system") + b"q\x01h\x00h\x01\x93.", "CNV601"
     yield "after items for nothing", "a.pt", b"N(e(u(\x90" + GLOBAL, "CNV601"
     yield "after a frame that is too long", "a.pt", b"\x80\x04\x95" + struct.pack("<Q", 1 << 40) + GLOBAL, "CNV601"
+    for what, data in FRAMES.items():
+        yield f"framed: {what}", "a.pt", b"\x80\x04" + data, "CNV602"
+        yield f"framed in a zip: {what}", "a.pt", in_zip(b"\x80\x04" + data), "CNV602"
+        if "code" in what:
+            yield f"framed: {what}, named", "a.pt", in_zip(b"\x80\x04" + data), "CNV601"
+    for line in (b"I0\0x\n", b"I\0\n", b"L0\0x\n", b"F1.0\0x\n", b"Np1\n0g1\0\n", b"Np" + b"0" * 30 + b"1\n0g1\n", b"Np+1\0\n0h\1"):
+        for head in (b"", b"\x80\x04"):
+            yield f"after a line that C reads to its NUL, {line!r} {head!r}", "a.pt", head + line + b"0" + GLOBAL, "CNV601"
     yield "after an open mark", "a.pt", b"(((" + GLOBAL, "CNV601"
     yield "after numbers as C reads them", "a.pt", b"I0x1f\nI017\nI 7\nL0x5L\n" + GLOBAL, "CNV601"
     yield "after a long line", "a.pt", b"S'" + b"x" * 300_000 + b"'\n0" + GLOBAL, "CNV601"
@@ -263,6 +293,11 @@ def guarded() -> Iterator[tuple[str, str, bytes, str]]:
         ("a good zone, then getattr", unpickle + b"0" + fetch + zone + text("__init__") + b"\x86R"), ("getattr of a call", fetch + b"c__main__\nf\n)R" + text("relu") + b"\x86R"),
         ("a class made by type", b"c__builtin__\ntype\n" + text("A") + b")}\x87R"), ("the class of a name", b"c__builtin__\ntype\nc__main__\nA\n\x85R"),
         ("the class of None, called", none + b")R"), ("type beside None's class", none + b"0c__builtin__\ntype\n"), ("type as an element", none + b"](c__builtin__\ntype\ne"),
+        ("a reduction by another function", b"cfunctools\nreduce\nc__main__\nf\nc__main__\nA\nN\x86\x86R"),
+        ("a reduction of code", b"cfunctools\nreduce\nc_operator\nor_\ncos\nsystem\nN\x86\x86R"), ("a reduction of no hints", b"cfunctools\nreduce\nc_operator\nor_\n](c__main__\nA\nNe\x86R"),
+        ("a reduction twice, and its function", b"cfunctools\nreduce\nq\0c_operator\nor_\nq\1c__main__\nA\nN\x86\x86q\2R0h\0h\2R0h\1."),
+        ("hints of literals that are compiled", b"c_operator\ngetitem\nctyping\nUnion\n" + text("a") + text("b") + b"\x86\x86R"),
+        ("arguments that are compiled", b"c_operator\ngetitem\nctyping\nCallable\n](" + text("a") + b"eN\x86\x86R"), ("a literal of code", b"c_operator\ngetitem\nctyping\nLiteral\ncos\nsystem\n\x86R"),
         ("a hint that is compiled", item + text("__import__('os')") + b"\x86R"), ("a hint, called", item + b"c__builtin__\nint\n\x86R)R"),
         ("an item of a list", b"c_operator\ngetitem\n](c__main__\nA\neK\0\x86R"), ("a hint of code", item + b"cos\nsystem\n\x86R"),
         ("a hint of a list of hints", item + b"]\x86R"), ("an item of what is called", b"c_operator\ngetitem\nc__main__\nA\n)R" + text("a") + b"\x86R"),
@@ -273,6 +308,13 @@ def guarded() -> Iterator[tuple[str, str, bytes, str]]:
         ("a partial by NEWOBJ_EX", b"cfunctools\npartial\nctorch.nn.init\nzeros_\n\x85}\x92"), ("a partial beside a good one", b"cfunctools\npartial\nq\0ctorch.nn.init\nzeros_\n\x85R](h\0e"),
         ("a good partial of a name that is put anew", b"cfunctools\npartial\n2ctorch.nn.init\nzeros_\n\x85R0"), ("an initializer of no tensor", b"ctorch.nn.init\n_no_grad_fill_\n"),
         ("a loss that calls", b"ctorch.nn.functional\ntriplet_margin_with_distance_loss\n"), ("dispatch of torch", b"ctorch.nn.functional\nhandle_torch_function\n"),
+        ("a class given back by TorchScript's tag", b"ctorch.jit._pickle\nrestore_type_tag\n(cpathlib\nPath\nX\0\0\0\0tRN}" + text("a") + b"K\1s\x86b"),
+        ("a call given back", b"ctorch.jit._pickle\nbuild_intlist\nc__main__\nf\n)R\x85R"), ("TorchScript's tag, not called", b"ctorch.jit._pickle\nrestore_type_tag\n"),
+        ("a list given back, changed", b"ctorch.jit._pickle\nbuild_intlist\n]\x85R}b"),
+        ("a class as a scalar", b"cnumpy.core.multiarray\nscalar\nNcpathlib\nPath\n\x86R"), ("a call as a scalar", b"cnumpy._core.multiarray\nscalar\nNc__main__\nf\n)R\x86R"),
+        ("a class for omegaconf", b"comegaconf.dictconfig\nDictConfig\nc__main__\nA\n\x85R"), ("a class for omegaconf by NEWOBJ_EX", b"comegaconf.nodes\nAnyNode\n)}" + text("value") + b"c__main__\nA\ns\x92"),
+        ("a base that is no class", b"ccopyreg\n_reconstructor\ncargparse\nNamespace\ncargparse\nNamespace\n)\x81N\x87R"),
+        ("a tensor's maker that gives back", b"ctorch._tensor\n_rebuild_from_type_v2\n(cnumpy.core.multiarray\nscalar\nc__main__\nA\n)}tR"),
         ("a function of typing", b"ctyping\nget_type_hints\n"), ("a name of collections.abc that is none", b"ccollections.abc\nsys\n"),
     ):  # fmt: skip
         yield what, "a.pt", head + data + tail, "CNV601"
@@ -405,6 +447,14 @@ def blow_ups() -> Iterator[tuple[str, str, bytes, str]]:
         yield f"millions of {name}", "a.pt", b"\x80\x04" + once * (2_100_000 // steps) + b".", "CNV602"
     yield "500,000 globals", "a.pt", b"\x80\x02" + b"".join(b"ca%d\nb\n0" % i for i in range(500_000)) + b"N.", "CNV602"
     yield "100,000 pickles in bytes", "a.pt", b"\x80\x04](" + (b"C\x20\x80\x04" + b"N0" * 14 + b"N.") * 100_000 + b"e.", ""
+    latin = b"c_codecs\nencode\nq\0X"
+    for name, data in (
+        ("letters", b"B" + struct.pack("<L", 512) + b"c" * 512 + b"0"), ("lines", b"B" + struct.pack("<L", 512) + b"ab\n" * 170 + b"ab0"),
+    ):  # fmt: skip
+        yield f"many bytes of {name}", "a.pkl", b"\x80\x04" + data * 20_000 + b"N.", ""
+    for name, held in (("letters", b"c" * 512), ("pickles", b"\xc2\x80\4." + b"\xc3\xa9" * 1_500_000)):
+        yield f"one text of {name}, encoded again and again", "a.pkl", b"\x80\2" + latin + struct.pack("<L", len(held)) + held + b"q\1h\0h\1\x85R0" * 10_000 + b"N.", ""
+    yield "a large pickle that crosses its frame", "a.pkl", b"\x80\4" + framed(b"U\3a") + b"bbB" + struct.pack("<L", 60_000_000) + bytes(60_000_000) + b".", "CNV602"
     yield "a state that doubles", "a.pt", b"\x80\x02c__main__\nA\n)\x81}(" + b"K\x01K\x01" * 1000 + b"uq\x00b" + b"h\x00b" * 10_000 + b".", "CNV602"
     yield "a name of 10,000,000 characters", "a.pt", b"\x80\x02c" + b"a" * 10_000_000 + b"\nb\n.", "CNV601"
     yield "a key of 10,000,000 characters", "a.pt", in_zip(b"\x80\x02}X" + struct.pack("<L", 10_000_000) + b"a" * 10_000_000 + tensor() + b"s."), "CNV602"

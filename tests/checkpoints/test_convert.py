@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 import zipfile
@@ -153,6 +154,28 @@ def quantized(layer: nn.Module) -> dict[str, Any]:
     return torch.ao.quantization.quantize_dynamic(nn.Sequential(layer), {type(layer)}, dtype=torch.qint8).state_dict()
 
 
+class Wrapped(Tensor):
+    """A tensor that is made of others, as a DTensor is."""
+
+    @staticmethod
+    def __new__(cls, inner: Tensor) -> Wrapped:
+        made: Wrapped = torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
+        made.inner = inner
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*(arg.inner if isinstance(arg, Wrapped) else arg for arg in args), **(kwargs or {}))
+
+
+def stepped() -> torch.optim.Optimizer:
+    weight = nn.Parameter(torch.ones(3))
+    weight.grad = torch.ones(3)
+    made = torch.optim.Adam([weight])
+    made.step()
+    return made
+
+
 @pytest.mark.parametrize(
     ("value", "options", "said"),
     [
@@ -170,10 +193,18 @@ def quantized(layer: nn.Module) -> dict[str, Any]:
         ({"e": torch.ones(1).expand(9_000_000)}, (), "would take 36,000,000 bytes"),
         ({"a": torch.ones(9).as_strided((1 << 40, 9), (0, 1)), "b": (nine := torch.ones(9)), "c": nine[:1].expand(1 << 40)}, (), "repeat what the file holds once"),
         ({"__metadata__": torch.ones(1)}, (), "keeps that name for itself"),
+        ({"agent": {"actor": {"weight": torch.ones(2)}, "critic": {"weight": torch.ones(1)}}}, (), "choose with --key: agent.actor, agent.critic"),
+        (stepped(), (), "no parameters: its tensors are optimizer state (3), in no state_dict (1)"),
+        ({"cpu": torch.get_rng_state()}, (), "no parameters: its tensors are in no state_dict (1)"),
+        ({"w": Wrapped(torch.ones(2))}, (), "'w' cannot be read in place: it is a wrapper of others"),
+        (pickle.dumps({"w": torch.ones(2)}), (), "'w' is of no dtype that is known: it is in a file of torch within the pickle"),
     ],
 )
 def test_what_is_ambiguous_is_refused(tmp_path: Path, value: Any, options: tuple[str, ...], said: str) -> None:
-    torch.save(value, tmp_path / "a.pt")
+    if isinstance(value, bytes):
+        (tmp_path / "a.pt").write_bytes(value)
+    else:
+        torch.save(value, tmp_path / "a.pt")
     done = convert(tmp_path / "a.pt", tmp_path / "a.safetensors", *options)
 
     assert done.exit_code == 2
@@ -186,6 +217,25 @@ def test_a_key_chooses(tmp_path: Path) -> None:
     for key, size in (("generator", 2), ("discriminator", 3), ("net", 4)):
         assert convert(tmp_path / "a.pt", tmp_path / "a.safetensors", "--key", key, "--force").exit_code == 0
         assert {name: t.numel() for name, t in load_file(tmp_path / "a.safetensors").items()} == {"w": size}
+
+
+def test_other_state_dicts_are_named(tmp_path: Path) -> None:
+    torch.save({"generator": {"weight": torch.ones(2)}, "critic": {"weight": torch.ones(1)}, "optim": stepped().state_dict()}, tmp_path / "a.pt")
+
+    assert "left out (tensors): critic (1), optimizer (3)" in convert(tmp_path / "a.pt", tmp_path / "a.safetensors", "--key", "generator").output
+
+
+@pytest.mark.parametrize("path", [("state_dict",), ("nets", "G", "params"), ("model", 0)])
+def test_the_one_state_dict_is_found(tmp_path: Path, path: tuple[str | int, ...]) -> None:
+    weights = {"weight": torch.rand(3)}
+    value: Any = weights
+    for key in reversed(path):
+        value = {key: value} if isinstance(key, str) else [value]
+    torch.save({"state_dict_ema": weights, **value}, tmp_path / "a.pt")
+    done = convert(tmp_path / "a.pt", tmp_path / "a.safetensors")
+
+    assert f"the state_dict is what stands under '{'.'.join(map(str, path))}'" in done.output
+    assert same(load_file(tmp_path / "a.safetensors"), weights)
 
 
 def test_a_tensor_without_a_name_is_given_one(tmp_path: Path) -> None:

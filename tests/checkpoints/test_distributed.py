@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -85,6 +86,10 @@ def test_code_in_a_part(folder: Path, item: bytes) -> None:
 WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a part that is not there": (lambda folder: (folder / "__0_0.distcp").unlink(), "part '__0_0.distcp' is not there"),
     "outside": (lambda folder: put(folder, relative_path="../x"), "part '../x' lies outside its folder; it was not opened"),
+    "no name": (lambda folder: put(folder, relative_path="a\0b"), "part 'a\\x00b' is no name of a file"),
+    "a long name": (lambda folder: put(folder, relative_path="a" * 300), "' is no name of a file"),
+    "no text": (lambda folder: put(folder, relative_path="\ud800"), "' is no name of a file"),
+    "over another": (lambda folder: put(folder, offset=1), " of its ranges of bytes begin within another"),
     "beyond": (lambda folder: put(folder, offset=10**6), ", beyond what the file holds"),
     "negative": (lambda folder: put(folder, offset=-5), ", beyond what the file holds"),
     "transformed": (lambda folder: put(folder, transform_descriptors=["zstd"]), "what it names was not read"),
@@ -103,3 +108,21 @@ def test_what_is_not_read_is_said(folder: Path, name: str) -> None:
 
     assert any(said in problem for problem in read_checkpoint(str(folder / ".metadata")).problems)
     assert "CNV602" in {f.rule for f in result.findings}
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a" * 300])
+def test_a_shard_beside_one_that_is_no_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / "evil.pkl").write_bytes(EVIL)
+    (tmp_path / "m.index.json").write_text(json.dumps({"weight_map": {"v": name, "w": "evil.pkl"}}))
+    result = audit_file(str(tmp_path / "m.index.json"), AuditSettings())
+
+    assert {"CNV601", "CNV602"} <= {f.rule for f in result.findings}
+    assert any("is no name of a file" in f.message for f in result.findings)
+
+
+def test_what_all_names_begin_with_is_said_once(tmp_path: Path) -> None:
+    for index in range(2):
+        torch.save({f"model.{index}": torch.ones(2)}, tmp_path / f"{index}.pt")
+    (tmp_path / "m.index.json").write_text(json.dumps({"weight_map": {"model.0": "0.pt", "model.1": "1.pt"}}))
+
+    assert read_checkpoint(str(tmp_path / "m.index.json")).notes == ["every name begins with 'model.'"]

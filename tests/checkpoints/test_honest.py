@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import array as arrays
 import collections
 import dataclasses
 import datetime
 import enum
 import functools
+import http
 import io
+import ipaddress
 import json
 import os
 import pathlib
 import pickle
 import random
 import re
+import signal
 import struct
 import subprocess
 import sys
+import time
 import types
 import typing
 import uuid
@@ -32,6 +37,7 @@ from checkpoints.malicious import in_zip
 from torch import nn
 
 from convaudit import registry
+from convaudit.checkpoints import pickle_reader as reader
 from convaudit.checkpoints.architecture import Expected
 from convaudit.checkpoints.audit import audit_file
 from convaudit.result import TargetResult
@@ -211,6 +217,11 @@ HONEST: dict[str, Any] = {
     "functions": Kept,
     "zones": lambda: {"d": datetime.datetime(2020, 1, 1, tzinfo=zoneinfo.ZoneInfo("Europe/Rome")), "z": zoneinfo.ZoneInfo.no_cache("UTC"), "w": torch.ones(1)},
     "type hints": lambda: {"n": [type(None), type(...)], "h": [typing.List[int], typing.Optional[str], list[int], typing.Any, typing.Dict], "w": torch.ones(1)},  # noqa: UP006, UP045
+    "hints of values": lambda: {"h": [typing.Literal["a", 2], typing.Callable[[int], str], typing.Callable[..., str], typing.Callable[[], str], int | None, int | str], "w": torch.ones(1)},
+    "values of the standard library": lambda: {
+        "e": [re.IGNORECASE, http.HTTPStatus.OK, signal.SIGTERM], "i": [ipaddress.ip_address("1.2.3.4"), ipaddress.ip_network("1.2.3.0/24"), ipaddress.ip_interface("::1/64")],
+        "a": arrays.array("i", [1, 2]), "t": time.gmtime(0), "w": torch.ones(1),
+    },
     "abstract classes": lambda: {"m": [collections.abc.Mapping, collections.abc.Callable], "w": torch.ones(1)},
     "an enum of torch's": lambda: {"s": pytest.importorskip("torch.distributed.fsdp").ShardingStrategy.FULL_SHARD, "w": torch.ones(1)},
     "adapter": lambda: {f"base_model.model.layers.{i}.q_proj.lora_{w}.weight": torch.zeros(8, 8) for i in range(2) for w in "AB"},
@@ -303,6 +314,7 @@ LINES = {
     "another system's path": (b"cpathlib\n" + (b"PosixPath" if os.name == "nt" else b"WindowsPath") + b"\n(X\1\0\0\0atR", True),
     "a deque with an item": (b"ccollections\ndeque\n)R(K\1e", False),
     "a default dict with an item": (b"ccollections\ndefaultdict\n(c__builtin__\nlist\ntRK\1K\2s", False),
+    "TorchScript's lists": (b"ctorch.jit._pickle\nrestore_type_tag\n(](K\1eX\x09\0\0\0List[int]tR", True),
     "an empty default dict": (b"ccollections\ndefaultdict\n(c__builtin__\nlist\ntR", True),
     "protocol 4": (b"\x8c\1a0cpathlib\nPath\n)R", False),
     "an opcode without plain data": (b"K\x0120", False),
@@ -389,6 +401,17 @@ def test_both_nets_of_a_pair_count(tmp_path: Path, whole: bool) -> None:
 
     assert result.totals.parameters == 2 * sum(p.numel() for p in net().parameters())
     assert {row.name.partition(".")[0] for row in result.checkpoint.tensors if row.role != "other"} == {*nets}
+
+
+@pytest.mark.parametrize("protocol", [4, 5])
+@pytest.mark.parametrize("size", [255, 65_535, 65_536, 65_537, 200_000])
+def test_picklers_keep_to_their_frames(protocol: int, size: int) -> None:
+    value = [b"a" * size, "b" * size, 1.5, bytearray(size), list(range(40_000)), "c" * (size - 9), 1 << 4 * size, np.zeros(size, "u1")]
+    out, plain = io.BytesIO(), io.BytesIO()
+    pickle.Pickler(out, protocol).dump(value)
+    pickle._Pickler(plain, protocol).dump(value)  # type: ignore[attr-defined]
+    for data in (pickle.dumps(value, protocol), out.getvalue(), plain.getvalue()):
+        assert reader.read(data).problem is None
 
 
 @pytest.mark.parametrize("protocol", range(6))

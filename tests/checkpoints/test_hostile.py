@@ -110,7 +110,7 @@ class Seen(pickle.Unpickler):
 
 OPCODES = [
     b"cos\nsystem\n", b"cm\na.b\n", b"c__builtin__\neval\n", b"ios\nsystem\n", b"\x8c\2os", b"\x8c\6system", b"X\2\0\0\0os", b"U\2os",
-    b"S'os'\n", b"Vx\n", b"\x93", b"I0x1f\n", b"I01\n", b"I017\n", b"L0x5L\n", b"F1.5\n", b"h\0", b"h\1", b"g0\n", b"q\0", b"q\1",
+    b"S'os'\n", b"Vx\n", b"\x93", b"I0x1f\n", b"I01\n", b"I017\n", b"L0x5L\n", b"F1.5\n", b"I0\0x\n", b"F1\0x\n", b"g0\0\n", b"h\0", b"h\1", b"g0\n", b"q\0", b"q\1",
     b"p0\n", b"\x94", b"P1\n", b"Q", b"\x80\4", b"C\1a", b"\x96\1\0\0\0\0\0\0\0a", b"\x8a\1a", b"J1234", b"K\1",
     *(bytes([code]) for code in b"((()}]N012tldaesubRo\x8f\x85\x86\x87\x90\x91\x81\x92\x88\x97\x98"),
 ]  # fmt: skip
@@ -119,8 +119,11 @@ OPCODES = [
 def test_every_name_that_pickle_looks_up_is_seen() -> None:
     chance = random.Random(1)
     loaded = 0
-    for _ in range(40_000):
-        data = b"".join(chance.choices(OPCODES, k=chance.randrange(2, 24))) + b"."
+    for number in range(50_000):
+        parts = chance.choices(OPCODES, k=chance.randrange(2, 24))
+        if number % 5 == 0:  # the unpickler of C drops what is left of a frame that something crosses
+            parts.insert(chance.randrange(len(parts)), b"\x95" + struct.pack("<Q", chance.randrange(16)))
+        data = b"".join(parts) + b"."
         theirs, mine = Seen(data), read(data)
         try:
             theirs.load()
@@ -128,7 +131,10 @@ def test_every_name_that_pickle_looks_up_is_seen() -> None:
             assert theirs.names <= mine.globals.keys(), data
         else:
             loaded += 1
-            assert mine.problem is None, data
+            if mine.problem is not None:
+                assert "frame" in str(mine.problem), data
+                assert theirs.names <= mine.globals.keys(), data
+                continue
             assert theirs.names == mine.globals.keys() - {("", use.name) for use in mine.globals.values()}, data
 
     assert loaded > 500

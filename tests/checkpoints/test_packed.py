@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints.malicious import EMPTY, GLOBAL, in_zip
+from checkpoints.malicious import EMPTY, GLOBAL, in_tar, in_zip, numpy_array
 from safetensors.torch import save
 
 from convaudit.checkpoints.audit import audit_file
@@ -114,3 +114,111 @@ def test_members_that_are_one_large_pickle_are_not_read_again_and_again(tmp_path
         file.write(entry * 3000 + b"PK\5\6" + struct.pack("<4H2LH", 0, 0, 3000, 3000, 3000 * len(entry), at, 0))
 
     assert "member 'a/x.pickle' is there twice" in read_checkpoint(str(tmp_path / "a.pt")).problems
+
+
+def small_dict(data: bytes) -> bytes:
+    """A stream of lzma alone whose dictionary has 256 bytes."""
+    made = lzma.compress(data, lzma.FORMAT_ALONE)
+    return made[:1] + struct.pack("<I", 256) + made[5:]
+
+
+def checked(head: bytes, form: bytes) -> bytes:
+    """A tar header with its checksum in another form."""
+    total = 256 + sum(head[:148]) + sum(head[156:])
+    return head[:148] + (b"+%06o\0" % total if form == b"+" else b"\x80" + total.to_bytes(7, "big")) + head[156:]
+
+
+def in_front(form: bytes) -> bytes:
+    """A safetensors file whose header is a tar's first name."""
+    header = b'{"w":{"dtype":"U8","shape":[%d],"data_offsets":[0,%d]}}'
+    size = 512 - 8 - 80 + len(in_tar("storages", GLOBAL))
+    head = struct.pack("<Q", 80) + (header % (size, size)).ljust(80)
+    return checked(head.ljust(100, b"\0") + in_tar("x", b"")[100:257] + bytes(255), form) + in_tar("storages", GLOBAL)
+
+
+def behind_a_line(opcodes: bytes) -> bytes:
+    """A safetensors file whose first byte makes a text of its header."""
+    header = b'{"w":{"dtype":"U8","shape":[%d],"data_offsets":[0,%d]}}' % (len(opcodes), len(opcodes))
+    return struct.pack("<Q", 0x56) + header.ljust(0x56) + opcodes
+
+
+HIDDEN: dict[str, tuple[bytes, str]] = {
+    "code late in a stream": (zlib.compress(b"N0" * 3000 + GLOBAL), "CNV601"), "lzma with a small dictionary": (small_dict(EVIL), "CNV601"),
+    "joblib's old format": (b"ZF" + hex(len(EVIL)).encode().ljust(19) + zlib.compress(EVIL), "CNV601"),
+    "a tar in front": (in_front(b"+"), "CNV602"), "a tar in front, by a binary checksum": (in_front(b"256"), "CNV602"),
+    "opcodes behind a header": (behind_a_line(b"\n" + b"N0" * 5 + b"R"), "CNV602"), "code behind a header": (behind_a_line(b"\n" + GLOBAL), "CNV601"),
+    "a break in a stream": (zlib.compress(b"\x80\x04N0R"), "CNV602"), "a late break": (b"N0" * 20 + b"R", "CNV602"), "a break behind a header": (b"\x80\x04N0R", "CNV602"), "code late": (b"N0" * 150_000 + GLOBAL, "CNV601"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_what_is_hidden_is_found_in_a_folder(tmp_path: Path, name: str) -> None:
+    data, code = HIDDEN[name]
+    (tmp_path / "a.joblib").write_bytes(data)
+
+    assert sniff_any(str(tmp_path / "a.joblib"))[0]
+    assert code in codes(tmp_path / "a.joblib")
+
+
+@pytest.mark.parametrize("data", [b"N" * 100 + b"\n", b"\x80\x04\0\0", b"]\0" + bytes(100), behind_a_line(b"\xff" * 9), behind_a_line(b"\n\0R")])
+def test_what_only_begins_so_is_nothing(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "a.joblib").write_bytes(data)
+
+    assert sniff_any(str(tmp_path / "a.joblib"))[0] is None or codes(tmp_path / "a.joblib") == set()
+
+
+@pytest.mark.parametrize("packing", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA, 93])
+def test_members_of_an_archive_of_arrays(tmp_path: Path, packing: int) -> None:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", packing % 93) as archive:
+        archive.writestr("a.npy", numpy_array(EVIL))
+    data = (tmp_path / "a.npz").read_bytes()
+    if packing == 93:
+        data = data.replace(b"PK\3\4\x14\0\0\0\0\0", b"PK\3\4\x14\0\0\0\x5d\0").replace(b"PK\1\2\x14\3\x14\0\0\0\0\0", b"PK\1\2\x14\3\x14\0\0\0\x5d\0")
+    (tmp_path / "a.npz").write_bytes(data)
+    (tmp_path / "a.pt").write_bytes(data)
+
+    assert (sniff_any(str(tmp_path / "a.npz"))[0] == "zip") == (packing != 93)
+    assert ("CNV602" if packing == 93 else "CNV601") in codes(tmp_path / "a.pt")
+
+
+def test_entries_that_share_their_bytes_are_read_once(tmp_path: Path) -> None:
+    data = in_zip(EVIL)
+    start = data.index(b"PK\1\2")
+    entry = data[start : start + 46 + len("a/data.pkl")]
+    (tmp_path / "a.pt").write_bytes(data[:start] + entry * 300 + b"PK\5\6" + struct.pack("<4H2LH", 0, 0, 300, 300, 300 * len(entry), start, 0))
+    file = read_checkpoint(str(tmp_path / "a.pt"))
+
+    assert [used.name for used in file.globals] == ["os.system"]
+    assert "member 'a/data.pkl' is there twice" in file.problems
+
+
+def test_an_archive_beyond_the_limit_of_a_stream_is_not_half_read(tmp_path: Path) -> None:
+    (tmp_path / "a.gz").write_bytes(gzip.compress(in_zip(EMPTY, ("a/data/0", bytes(33_000_000))), 1))
+
+    (tmp_path / "b.gz").write_bytes(gzip.compress(b"\x80\x02" + bytes(33_000_000), 1))
+
+    assert read_checkpoint(str(tmp_path / "b.gz")).problems == ["its gzip stream unpacks to more than 32,000,000 bytes (--max-pickle)"]
+    assert "a checkpoint in a gzip file: unpack it first" in str(audit_file(str(tmp_path / "a.gz"), AuditSettings()).error)
+    assert sniff_any(str(tmp_path / "a.gz")) == (None, "a checkpoint in a gzip file: unpack it first")
+
+
+OTHERS = {
+    "a.pt": ([("a/.data/extern_modules", b"os\n"), ("a/b.py", b"x = 1"), ("a/m/m.pkl", pickle.dumps(1))], "a torch.package archive: importing from it runs its Python"),
+    "b.pt": ([("a/data.pkl", EMPTY), ("a/code/x.py", b""), ("a/constants.pkl", b"\x80\2)."), ("a/constants/0", bytes(70_000))],
+             "its constants (70,000 bytes in constants/) are not counted as tensors"),
+    "c.pt2": ([("a/archive_format", b"pt2"), ("a/data/aotinductor/model/x.so", b"\x7fELF")],
+              "where its weights are is not known: it is compiled (AOTInductor), and they are in its libraries"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_weights_that_are_not_in_a_table(tmp_path: Path, name: str) -> None:
+    members, said = OTHERS[name]
+    with zipfile.ZipFile(tmp_path / name, "w") as archive:
+        for member, data in members:
+            archive.writestr(member, data)
+    result = audit_file(str(tmp_path / name), AuditSettings())
+
+    assert (result.totals, result.status, said in result.notes) == (None, "partial", True)
+    assert "CNV602" not in {f.rule for f in result.findings}
+    assert ("CNV601" in {f.rule for f in result.findings}) == (name != "b.pt")

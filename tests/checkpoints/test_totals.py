@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -16,6 +18,7 @@ from torch import nn
 from convaudit.checkpoints import regions
 from convaudit.checkpoints.audit import audit_file
 from convaudit.checkpoints.regions import Region, elements_of
+from convaudit.checkpoints.tensors import taken_for
 from convaudit.cli import cli
 from convaudit.result import TargetResult
 from convaudit.settings import AuditSettings
@@ -86,6 +89,61 @@ def test_elements_that_are_not_known_are_none(tmp_path: Path, more: int) -> None
     assert "partial: shape or dtype of a.weight is unknown" in result.notes
 
 
+NET = {"conv.weight": torch.ones(4, 3), "conv.bias": torch.ones(4), "norm.running_mean": torch.ones(4)}  # 16 parameters
+HEAD = {"weight": torch.ones(5), "bias": torch.ones(1)}  # 6
+SHADOW = {"decay": 0.9, "shadow_params": [torch.ones(4, 3), torch.ones(4)], "temp_stored_params": None}
+
+
+def optimizer() -> torch.optim.Optimizer:
+    model = nn.Linear(3, 2)
+    model(torch.ones(1, 3)).sum().backward()
+    made = torch.optim.Adam(model.parameters())
+    made.step()
+    return made
+
+
+OPTIMIZER = optimizer()
+STATES = {"python": random.getstate(), "numpy": np.random.get_state(), "cpu": torch.get_rng_state(), "cuda": torch.zeros(16, dtype=torch.uint8)}
+
+
+@pytest.mark.parametrize(
+    ("value", "parameters", "said"),
+    [
+        ({"state_dict_ema": NET, "state_dict": NET}, 16, None), ({"params_ema": NET, "params": NET}, 16, None),
+        ({"net_ema": NET, "net_raw": NET}, 16, None), ({"nets": {"g_ema": NET, "g": NET}}, 16, None), ({"model": NET, "net": NET}, 16, None),
+        ({"state_dict_ema": dict(NET), "state_dict": {**NET, "more.weight": torch.ones(9)}}, 25, None),
+        ({"a": {"b": NET}, "epoch": 3}, 16, None), ({"a": {"b": {"c": {"d": {"e": NET}}}}}, 16, None),
+        ({"networks": {"G": {"params": NET}, "D": {"params": HEAD, "params_ema": {"weight": torch.ones(5)}}}}, 22, None),
+        ({"agent": {"alpha": torch.ones(1), "actor": NET, "critic": HEAD, "optim": OPTIMIZER.state_dict()}}, 22, None),
+        ({"model": [NET, HEAD]}, 22, None), ({"model": [NET], "ema": SHADOW}, 16, None), ([NET, OPTIMIZER.state_dict()], 16, None),
+        (SHADOW, 16, None), ({"ema": SHADOW, "optimizer": OPTIMIZER.state_dict()}, 16, None), ({"model": HEAD, "ema": SHADOW}, 6, None),
+        ({"model": {"enc": {"kernel": torch.ones(3)}}, "old": {"b": NET}}, 3, None), ({"running_mean": torch.ones(3)}, 0, None), ({}, 0, None),
+        ({"data": [{"edge_weight": torch.ones(3), "x": torch.ones(2)}]}, 0, "in no state_dict (2)"),
+        ({"ema": {"kernel": torch.ones(2)}}, 0, "of EMA copies (1)"),
+        (OPTIMIZER.state_dict(), 0, "optimizer state (6)"), ({"opt": OPTIMIZER.state_dict()}, 0, "optimizer state (6)"),
+        (OPTIMIZER, 0, "optimizer state (6), in no state_dict (2)"),
+        (STATES, 0, "in no state_dict (3)"), ({"all": STATES}, 0, "in no state_dict (3)"), (torch.get_rng_state(), 0, "in no state_dict (1)"),
+    ],
+)  # fmt: skip
+def test_the_state_dicts_count_wherever_they_stand(tmp_path: Path, value: Any, parameters: int, said: str | None) -> None:
+    torch.save(value, tmp_path / "a.pt")
+    result = check(tmp_path / "a.pt")
+    assert result.totals
+    assert result.checkpoint
+
+    assert result.totals.parameters == parameters
+    assert taken_for(result.checkpoint.tensors) == (said and f"no parameters: its tensors are {said}")
+
+
+def test_a_dict_that_numpy_saved(tmp_path: Path) -> None:
+    state = {name: tensor.numpy() for name, tensor in NET.items()}
+    np.save(tmp_path / "a.npy", state)  # type: ignore[arg-type]
+    np.save(tmp_path / "b.npy", np.array([state, 3], dtype=object))
+    (tmp_path / "c.pkl").write_bytes(pickle.dumps(state))
+
+    assert [(totals := check(tmp_path / name).totals) and totals.parameters for name in ("a.npy", "b.npy", "c.pkl")] == [16, 16, 16]
+
+
 def covered(region: Region) -> set[int]:
     """Its bits, one by one."""
     elements = {region.offset}
@@ -113,6 +171,10 @@ def test_any_regions_are_counted_exactly_or_not_too_low(seed: int, monkeypatch: 
     assert elements_of(drawn_regions) == expected
     monkeypatch.setattr(regions, "MAX_MARKED", 0)
     assert sum(elements_of(drawn_regions)) >= sum(expected)
+
+
+def test_elements_that_are_seen_a_trillion_times_are_counted_once() -> None:
+    assert elements_of([Region("a", 0, (2,) * 40, (1,) * 40, 32)]) == [41]
 
 
 def quantized() -> nn.Module:

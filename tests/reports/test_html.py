@@ -394,3 +394,18 @@ def test_a_chart_that_cannot_be_drawn_is_said_in_its_place(make, monkeypatch) ->
 
     assert page.count("This chart could not be drawn: Error: Expression parse error") == 3
     assert page.count('<svg role="group"') > 3
+
+
+def test_checkpoints_are_compared_by_their_rules_and_size(make) -> None:
+    def stored(name: str, rule: str, globals_: list[str]) -> TargetResult:
+        made = make.target(name, kind="checkpoint", findings=[make.finding(rule, "error", [], message="calls posix.system('cat /etc/a/b')", evidence={"globals": globals_})])
+        made.totals.macs, made.totals.file_bytes = None, 1_000_000
+        return made
+
+    page = html.render(make.result(stored("a.pt", "CNV601", ["posix.system"]), stored("b.pt", "CNV602", [])))
+    table = page[page.index("<table data-sort>") : page.index("</table>")]
+    assert ("CNV601" in table, "CNV602" in table, "1.00 MB" in table, "MACs" in table) == (True, True, True, False)
+    assert "system(&#39;cat /etc/a/b&#39;)" in page  # a payload is no path of this machine
+
+    table = html.render(make.result(stored("a.pt", "CNV601", []), make.target())).partition("</table>")[0]
+    assert "MACs" in table

@@ -69,6 +69,7 @@ def test_plain_sentences_stay_sentences() -> None:
     assert markdown.prose(said) == said.replace("“small”", "`“small”`").replace("—", "`—`")
     assert markdown.prose("or for torch.save(model.state_dict()), (or f_(x)).") == "or for `torch.save(model.state_dict())`, (or `f_(x)`)."
     assert markdown.prose("run f.g_h([a.B, c_d.E]) then load") == "run `f.g_h([a.B, c_d.E])` then load"
+    assert markdown.prose("would call os.system('cat /etc/x y') here") == "would call `os.system('cat /etc/x y')` here"
     assert markdown.prose("a `b` (my_net.py:3)") == "a `` `b` `` (`my_net.py:3`)"
 
 

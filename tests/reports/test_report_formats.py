@@ -97,6 +97,16 @@ def test_text_says_why_totals_are_lower_bounds(make) -> None:
     assert "uncounted: aten::foo" in out
 
 
+def test_parameters_of_a_checkpoint_are_a_lower_bound_without_a_model_alone(make) -> None:
+    beside = make.target(kind="checkpoint", status="partial")
+    alone = make.target(kind="checkpoint", status="partial")
+    alone.totals.macs = alone.totals.flops = None
+    first, second = (text.render(make.result(target)).splitlines()[0] for target in (beside, alone))
+
+    assert "≥ 6.66M MACs" in first
+    assert ["≥ " in line.partition(" parameters")[0] for line in (first, second)] == [False, True]
+
+
 def test_failed_target_is_one_line(make) -> None:
     out = text.render(make.result(make.failed())).splitlines()
 
