@@ -45,7 +45,7 @@ class Call:
     """What loading would make by calling ``function``: with its state and the items set into it. ``guarded`` where it is one
     of the calls that :data:`GUARDED` names are made for."""
 
-    __slots__ = ("args", "function", "guarded", "items", "state")
+    __slots__ = ("args", "function", "guarded", "items", "rebuilt", "state")
 
     def __init__(self, function: Any, args: Any) -> None:
         self.function = function
@@ -53,6 +53,7 @@ class Call:
         self.guarded = False
         self.state: Any = None
         self.items: Dict | None = None  # SETITEM(S) on it, or APPEND(S) with the index left out (None)
+        self.rebuilt: dict[int, Any] | None = None  # the tensor that it is, as a part of others
 
 
 class Dict(list[Any]):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, bisect_right
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -113,26 +112,25 @@ def elements_of(regions: Sequence[Region]) -> list[int]:
     return found
 
 
-class _Union:
-    """Intervals, joined."""
-
-    def __init__(self) -> None:
-        self.starts: list[int] = []
-        self.ends: list[int] = []
-
-    def add(self, start: int, end: int) -> int:
-        """How many units the interval adds."""
-        low, high = bisect_left(self.ends, start), bisect_right(self.starts, end)
-        old = sum(self.ends[at] - self.starts[at] for at in range(low, high))
-        if low < high:
-            start, end = min(start, self.starts[low]), max(end, self.ends[high - 1])
-        self.starts[low:high], self.ends[low:high] = [start], [end]
-        return end - start - old
-
-
 def _joined(steps: Iterable[_Steps]) -> list[int]:
-    union = _Union()
-    return [union.add(one.start, one.end) for one in steps]
+    """The units that each adds to those before it, all between its first and last taken as seen."""
+    spans = [(one.start, one.end) for one in steps]
+    edges = sorted({edge for span in spans for edge in span})
+    places = {edge: place for place, edge in enumerate(edges)}
+    free = list(range(len(edges)))
+    """The first place from each on that nothing holds yet, or one on the way there."""
+    added = []
+    for start, end in spans:
+        place, last, more = places[start], places[end], 0
+        while True:
+            while free[place] != place:
+                free[place] = place = free[free[place]]
+            if place >= last:
+                break
+            more += edges[place + 1] - edges[place]
+            free[place] = place + 1
+        added.append(more)
+    return added
 
 
 def _marked(steps: Iterable[_Steps], first: int, last: int) -> list[int]:
@@ -148,9 +146,9 @@ def _marked(steps: Iterable[_Steps], first: int, last: int) -> list[int]:
 
 
 def _bounded(steps: Iterable[_Steps]) -> list[int]:
-    union, room, added = _Union(), 0, []
-    for one in steps:
-        room += union.add(one.start, one.end)
+    room, added = 0, []
+    for one, more in zip(steps, _joined(steps)):
+        room += more
         added.append(min(one.most, room))
         room -= added[-1]
     return added

@@ -159,6 +159,18 @@ def tensor_of(value: Any, depth: int = 0) -> Tensor | None:
     return made
 
 
+def _part(value: Any, depth: int) -> Tensor | None:
+    """As :func:`tensor_of`, of a part of a tensor: made once, however many hold it."""
+    if not isinstance(value, Call):
+        return None
+    if value.rebuilt is None:
+        value.rebuilt = {}
+    if depth not in value.rebuilt:
+        value.rebuilt[depth] = tensor_of(value, depth)
+    found: Tensor | None = value.rebuilt[depth]
+    return found
+
+
 def _rebuilt(module: str, name: str, args: tuple[Any, ...], state: Any, depth: int) -> Tensor | None:
     if module in ("torch", "torch.cuda") and name.endswith("Tensor"):  # tensors of torch 0.1: BUILD with set_()'s arguments
         if not isinstance(state, tuple) or len(state) < 4:
@@ -177,7 +189,7 @@ def _rebuilt(module: str, name: str, args: tuple[Any, ...], state: Any, depth: i
         if name == "_rebuild_tensor_v2" and len(args) > 6 and args[6]:
             made.kind = "conjugated" if isinstance(args[6], Dict) and "conj" in args[6][::2] else "negated"
         if name == "_rebuild_qtensor" and len(args) > 4 and isinstance(args[4], tuple):
-            made.beside = tuple(inner for part in args[4][:4] if (inner := tensor_of(part, depth + 1)) is not None)
+            made.beside = tuple(inner for part in args[4][:4] if (inner := _part(part, depth + 1)) is not None)
         return made
     if name == "_rebuild_tensor_v3" and len(args) >= 7:
         return _strided(args, dtype_of(args[6]))
@@ -186,13 +198,13 @@ def _rebuilt(module: str, name: str, args: tuple[Any, ...], state: Any, depth: i
     if name == "_rebuild_wrapper_subclass" and len(args) >= 3:
         return Tensor(ints_of(args[2]), dtype_of(args[1]), kind="a wrapper of others")
     if name == "_rebuild_sparse_tensor" and len(args) == 2 and isinstance(args[1], tuple):
-        parts = [(part, tensor_of(part, depth + 1)) for part in args[1][:8]]
+        parts = [(part, _part(part, depth + 1)) for part in args[1][:8]]
         shape = next((found for part, inner in parts if inner is None and (found := ints_of(part)) is not None), None)
         return _composed("sparse", shape, [inner for _, inner in reversed(parts) if inner is not None])
     if name == "_rebuild_device_tensor_from_cpu_tensor" and args:
-        return tensor_of(args[0], depth + 1)
+        return _part(args[0], depth + 1)
     if name == "_rebuild_nested_tensor":
-        made = _composed("nested", None, [inner for part in args[:8] if (inner := tensor_of(part, depth + 1)) is not None])
+        made = _composed("nested", None, [inner for part in args[:8] if (inner := _part(part, depth + 1)) is not None])
         made.held = made.parts[0].elements() if made.parts else None
         return made
     if name == "_rebuild_device_tensor_from_numpy":
@@ -214,7 +226,7 @@ def _jagged(fields: Dict, depth: int) -> Tensor:
     pairs.update((key, item) for key, item in fields.pairs() if isinstance(key, str) and key in pairs)
     cached = pairs.pop("_metadata_cache")
     items = [*pairs.values(), *(cached[1:9:2] if isinstance(cached, Dict) else [])]
-    made = _composed("nested", None, [inner for item in items if (inner := tensor_of(item, depth + 1)) is not None])
+    made = _composed("nested", None, [inner for item in items if (inner := _part(item, depth + 1)) is not None])
     made.held = made.parts[0].elements() if made.parts and pairs["lengths"] is None else None
     return made
 
