@@ -51,10 +51,14 @@ class CorruptCheckpoint(Rule):
         problems = list(dict.fromkeys(context.file.problems))
         if problems:
             more = f"; and {len(problems) - 2} more" if len(problems) > 2 else ""
-            limits = all("--max-pickle" in said for said in problems)
+            advice = "compare its checksum with the publisher's and download it again"
+            if all("--max-pickle" in said for said in problems):
+                advice = "raise --max-pickle to have all of it read"
+            elif all("joblib" in said for said in problems):
+                advice = "load it only where you trust its author"
             yield context.finding(
                 "; ".join(problems[:2]) + more,
-                suggestion="raise --max-pickle to have all of it read" if limits else "compare its checksum with the publisher's and download it again",
+                suggestion=advice,
                 evidence={"problems": problems[:100]},
             )
 
