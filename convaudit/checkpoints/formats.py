@@ -24,7 +24,7 @@ from convaudit.checkpoints.pickle_reader import (
     Work,
 )
 from convaudit.checkpoints.pickles import goes_on, imports_surely, objects_at, read_array, read_pickles, unpickles
-from convaudit.checkpoints.recognition import MAGIC_BYTES, UNREAD, is_tar, packed_as, recognise, refusal, stream_of
+from convaudit.checkpoints.recognition import MAGIC_BYTES, is_tar, packed_as, recognise, refusal, stream_of
 from convaudit.checkpoints.safetensors import read_safetensors
 from convaudit.checkpoints.shards import read_sharded
 from convaudit.checkpoints.tensors import taken_for
@@ -115,7 +115,7 @@ def _nothing_in(path: str, file: BinaryIO, kind: str, size: int) -> str | None:
             said = f"{what} whose pickles name no code: name it to audit it" if harmless else ""
         if not said or (min(work.bytes, work.opcodes, work.objects, work.members) > 0 and not (kind == "packed" and made.problems)):
             return said or None
-    return None if kind == "packed" else UNREAD[-1] + " what is looked through: name it to audit it"
+    return None if kind == "packed" else "an archive beyond what is looked through: name it to audit it"
 
 
 def read_checkpoint(path: str, *, max_pickle: int = MAX_PICKLE) -> Checkpoint:
@@ -176,7 +176,8 @@ def _packed_file(made: Checkpoint, file: BinaryIO, size: int, work: Work) -> Non
     kind = recognise(data[:512], "", 1 << 62)
     limited = bool(short) and BEYOND in str(short)
     if limited and kind in ("zip", "safetensors"):
-        raise TargetError("read", f"{made.path}: {UNREAD[-2]} {packed_as(read_at(file, 0, 512)) or f'a {made.packed} stream'}: unpack it first", kind="NoCheckpoint")
+        packed = packed_as(read_at(file, 0, 512)) or f"a {made.packed} stream"
+        raise TargetError("read", f"{made.path}: a checkpoint in {packed}: unpack it first", kind="NoCheckpoint")
     _READERS[kind or "pickle"](made, io.BytesIO(data), len(data), work)
     if limited:
         made.problems.clear()  # they say that the rest is missing
