@@ -21,7 +21,7 @@ import msgspec
 from convaudit.child import command
 from convaudit.discovery import definition_of
 from convaudit.errors import ConvauditError
-from convaudit.result import TargetFailure, TargetResult, TensorRow, failed_target
+from convaudit.result import TargetFailure, TargetResult, TensorRow, encoded, failed_target
 
 
 class Answer(msgspec.Struct):
@@ -37,6 +37,17 @@ class Answer(msgspec.Struct):
 
 _ANSWERS = msgspec.json.Decoder(Answer)
 """Made here, once: two threads that first decode one type at the same time crash msgspec 0.22."""
+
+
+def spoken(answer: Answer) -> bytes:
+    """The line that a worker says; ``incomplete`` where what is spelled out for it is not the same any more."""
+    try:
+        return msgspec.json.encode(answer)
+    except (UnicodeEncodeError, TypeError):
+        answer.incomplete = True
+        return encoded(answer)
+
+
 IMPORTED = b"imported"
 """What a worker says between the import of a target's module and the rest of its audit."""
 _STEPS = {

@@ -26,12 +26,9 @@ def main() -> None:
         channel.say(f"{type(error).__name__}: {error}".replace("\n", " ").encode())
         return
     channel.say(b"ready")
-    import msgspec
-
     from convaudit.footprint import Footprint
-    from convaudit.pool import IMPORTED, Answer
+    from convaudit.pool import IMPORTED, Answer, spoken
     from convaudit.registry import LOAD_PROBLEMS
-    from convaudit.result import encoded
 
     def imported() -> None:
         channel.say(IMPORTED)
@@ -44,11 +41,7 @@ def main() -> None:
         with footprint.watched():
             result = _answer(request, state_dict, imported)
         answer = Answer(result, footprint.sources(), bool(LOAD_PROBLEMS), state_dict)
-        try:
-            said = msgspec.json.encode(answer)
-        except (UnicodeEncodeError, TypeError):  # what is spelled out for it cannot be looked up: not kept
-            answer.incomplete, said = True, encoded(answer)
-        channel.say(said)
+        channel.say(spoken(answer))
         footprint.forget()
 
 

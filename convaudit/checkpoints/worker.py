@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 import time
 
-import msgspec
-
 from convaudit import registry
 from convaudit.checkpoints.audit import audit_or_say
 from convaudit.child import Channel
-from convaudit.pool import Answer
-from convaudit.result import encoded
+from convaudit.pool import Answer, spoken
 from convaudit.settings import AuditSettings, TargetSettings
 
 _PAUSE = 0.2  # seconds between two words on how much is read
@@ -35,8 +32,4 @@ def main() -> None:
         given = request["settings"]
         settings = AuditSettings(**{**given, "here": TargetSettings(**given["here"])})
         answer = Answer(audit_or_say(request["target"], settings, sha256=request["sha256"], heard=heard))
-        try:
-            channel.say(msgspec.json.encode(answer))
-        except (UnicodeEncodeError, TypeError):  # what is spelled out for it is not the same: the parent reads it once more
-            answer.incomplete = True
-            channel.say(encoded(answer))
+        channel.say(spoken(answer))
